@@ -1,0 +1,1 @@
+"""The processes that play: environments, policy, n-step transitions, segments."""

@@ -1,0 +1,185 @@
+"""Act, accumulate, cut: the plain loop of one actor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from actors.environments import Environments
+from actors.n_step import Moment, NStepAccumulator
+from actors.policy import EpsilonGreedyPolicy
+from actors.segments import FirstPriority, SegmentWriter
+from common.metrics import PhaseTimer
+from common.types import EpisodeRecord, PhaseSeconds, Segment, SegmentName, WeightsVersion
+
+
+class ActorLoop:
+    """Plays E environments and returns the segments of what was seen.
+
+    The loop it lives in:
+
+        loop.set_version(weights.version)       # before the first step
+        for segment in loop.collect(num_vector_steps): push(pack_segment(segment))
+
+    One thread only.
+    """
+
+    def __init__(
+        self,
+        *,
+        environments: Environments,
+        policy: EpsilonGreedyPolicy,
+        n_step: int,
+        gamma: float,
+        clip_rewards: bool,
+        segment_transitions: int,
+        frames_per_block: int,
+        first_priority: FirstPriority | None,
+        actor: int,
+        incarnation: int,
+        ladder_positions: Sequence[float],
+    ) -> None:
+        """Reset the environments and prepare one accumulator and one writer for each.
+
+        Args:
+          environments: E environments, closed by whoever made them.
+          policy: chooses actions and tells the Q-values.
+          n_step: agent steps in a return.
+          gamma: discount per agent step.
+          clip_rewards: clip each reward to [-1, 1] before summing.
+          segment_transitions: transitions per segment.
+          frames_per_block: see common.compression.
+          first_priority: |TD error| of finished rows; None where replay is uniform.
+          actor: index of this actor in the run.
+          incarnation: how many times it was started before.
+          ladder_positions: [E], where each environment stands on the epsilon ladder, in [0, 1).
+        """
+        spec = environments.spec.observation
+        self._environments = environments
+        self._policy = policy
+        self._clip_rewards = clip_rewards
+        self._accumulators = [
+            NStepAccumulator(n_step=n_step, gamma=gamma) for _ in range(environments.num_envs)
+        ]
+        self._writers = [
+            SegmentWriter(
+                spec=spec,
+                n_step=n_step,
+                segment_transitions=segment_transitions,
+                frames_per_block=frames_per_block,
+                first_priority=first_priority,
+            )
+            for _ in range(environments.num_envs)
+        ]
+        self._stack = spec.stack
+        self._name = (actor, incarnation)
+        self._sequence = 0
+        self._ladder_positions = tuple(ladder_positions)
+        self._version: tuple[int, int] | None = None
+        self._timesteps = environments.reset()
+        self._depths = [0] * environments.num_envs
+        self._returns = np.zeros(environments.num_envs)
+        self._lengths = np.zeros(environments.num_envs, np.int64)
+        self._episodes: list[EpisodeRecord] = []
+        self._timer = PhaseTimer()
+
+    @property
+    def policy(self) -> EpsilonGreedyPolicy:
+        """The policy, whose network and epsilons the owner may change between calls of `collect`."""
+        return self._policy
+
+    def set_version(self, version: WeightsVersion) -> None:
+        """Say whose weights act from now on."""
+        self._version = (version.incarnation, version.learner_step)
+
+    def collect(self, num_steps: int) -> list[Segment]:
+        """Take `num_steps` steps in every environment and return the segments that filled up.
+
+        Raises:
+          RuntimeError: no weights were ever set, so the network would act at random.
+        """
+        if self._version is None:
+            raise RuntimeError("Expect `set_version` before `collect`: an actor needs weights first")
+        return [segment for _ in range(num_steps) for segment in self._step(self._version)]
+
+    def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
+        """Return the games that ended since the last call."""
+        episodes, self._episodes = tuple(self._episodes), []
+        return episodes
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Book the time inside the `with` block as waiting for replay."""
+        return self._timer.phase("wait")
+
+    def drain_phases(self) -> PhaseSeconds:
+        """Return the wall time by phase since the last call."""
+        return self._timer.drain()
+
+    def _step(self, version: tuple[int, int]) -> list[Segment]:
+        with self._timer.phase("inference"):
+            actions, q = self._policy.act(self._timesteps.observation)
+        with self._timer.phase("accumulate"):
+            full = self._observe(actions, q, version)
+        with self._timer.phase("pack"):
+            segments = [writer.cut(self._next_name()) for writer in full]
+        with self._timer.phase("environment"):
+            self._timesteps = self._environments.step(actions)
+        return segments
+
+    def _observe(
+        self, actions: NDArray[np.int64], q: NDArray[np.float32], version: tuple[int, int]
+    ) -> list[SegmentWriter]:
+        """Book the timestep reached last; its Q-values came with the choice of the next action."""
+        observation, reward, terminated, truncated, first, game_over = self._timesteps
+        learned = np.clip(reward, -1.0, 1.0) if self._clip_rewards else reward
+        self._count_games(reward, first, game_over)
+        rows = zip(
+            self._accumulators,
+            self._writers,
+            learned.tolist(),
+            terminated.tolist(),
+            truncated.tolist(),
+            first.tolist(),
+            game_over.tolist(),
+            actions.tolist(),
+            strict=True,
+        )
+        full = []
+        for e, (accumulator, writer, r, term, trunc, begins, ends, action) in enumerate(rows):
+            frame = writer.append(observation[e, -1])
+            depth = self._depths[e] = 1 if begins else min(self._depths[e] + 1, self._stack)
+            for row in accumulator.observe(
+                Moment(frame, depth, q[e]),
+                r,
+                terminated=term,
+                truncated=trunc,
+                first=begins,
+                game_over=ends,
+            ):
+                writer.add(row)
+            accumulator.act(action, version)
+            if writer.full:
+                full.append(writer)
+        return full
+
+    def _count_games(self, reward: NDArray, first: NDArray, game_over: NDArray) -> None:
+        self._returns += reward
+        self._lengths += ~first
+        for e in np.flatnonzero(game_over):
+            self._episodes.append(
+                EpisodeRecord(
+                    episode_return=float(self._returns[e]),
+                    agent_steps=int(self._lengths[e]),
+                    epsilon=float(self._policy.epsilons[e]),
+                    ladder_position=self._ladder_positions[e],
+                )
+            )
+            self._returns[e] = 0.0
+            self._lengths[e] = 0
+
+    def _next_name(self) -> SegmentName:
+        self._sequence += 1
+        return SegmentName(*self._name, self._sequence - 1)

@@ -1,0 +1,71 @@
+"""Builds an actor's cores from the configuration: the same objects for Ray and for `--serial`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from actors.actor_loop import ActorLoop
+from actors.environments import make_environments
+from actors.policy import EpsilonGreedyPolicy
+from actors.priority import first_priority
+from common.config import Config
+from common.networks import build_network
+from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions
+from common.seeding import derive_environment_seed, derive_seed
+from common.types import EnvironmentSpec
+
+
+def make_actor_loop(
+    config: Config, spec: EnvironmentSpec, *, actor: int, incarnation: int
+) -> ActorLoop:
+    """Return an actor's loop with fresh environments; its network waits for weights.
+
+    Args:
+      config: the run.
+      spec: its environment.
+      actor: index of the actor.
+      incarnation: how many times it was started before; a restarted actor plays other games than the first did.
+    """
+    # Incarnations count as further actors, so no two of them ever share an environment seed.
+    stream = actor + incarnation * config.actor.count
+    environments = make_environments(
+        config.env,
+        config.actor.envs,
+        derive_environment_seed(config.seed, stream, config.actor.envs),
+        training=True,
+    )
+    policy = EpsilonGreedyPolicy(
+        network=build_network(config.agent, spec),
+        epsilons=epsilons(config, actor, agent_steps=0),
+        rng=np.random.default_rng(derive_seed(config.seed, "policy", stream)),
+    )
+    return ActorLoop(
+        environments=environments,
+        policy=policy,
+        n_step=config.agent.n_step,
+        gamma=config.agent.gamma,
+        clip_rewards=config.env.clip_rewards,
+        segment_transitions=config.actor.segment_transitions,
+        frames_per_block=config.replay.frames_per_block,
+        first_priority=first_priority if config.replay.priority_exponent > 0 else None,
+        actor=actor,
+        incarnation=incarnation,
+        ladder_positions=ladder_positions(config.actor.count, config.actor.envs, actor).tolist(),
+    )
+
+
+def epsilons(config: Config, actor: int, agent_steps: int) -> np.ndarray:
+    """Return float64[E], the exploration rates of an actor's environments.
+
+    Args:
+      config: the run.
+      actor: index of the actor.
+      agent_steps: agent steps of the whole run; only the exponential schedule looks at it.
+    """
+    part = config.actor
+    if part.epsilon_schedule == "ladder":
+        return epsilon_ladder(part.count, part.envs, actor, part.epsilon, part.epsilon_alpha)
+    epsilon = exponential_epsilon(
+        agent_steps, part.epsilon_start, part.epsilon_end, part.epsilon_decay_agent_steps
+    )
+    return np.full(part.envs, epsilon)

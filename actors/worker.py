@@ -1,0 +1,222 @@
+"""RAY SHELL: an actor in a process of its own, which plays, pushes and polls for weights; and the evaluator."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+
+from actors.assembly import epsilons, make_actor_loop
+from actors.environments import make_environments
+from actors.evaluator import EvaluationLoop
+from common.config import Config
+from common.networks import build_network, load_flat_state
+from common.seeding import derive_seed
+from common.source import expect_source
+from common.types import EnvironmentSpec, EvaluationResult, Weights, WeightsVersion
+from replay.client import RayShard
+from replay.writer import ReplayWriter
+
+# The weight store answers at once; one that is silent so long is gone.
+_ANSWER_S = 60.0
+
+
+class WeightsPoller:
+    """Asks the weight store for newer weights without waiting: at most one question and one transfer under way."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._question: Any = None
+        self._transfer: Any = None
+        self._version: WeightsVersion | None = None
+        self._latest: tuple[WeightsVersion, int] | None = None
+
+    def poll(self) -> Weights | None:
+        """Return newer weights if they have arrived, and see to it that a question is under way."""
+        if self._transfer is not None and _is_here(self._transfer):
+            assert self._latest is not None
+            buffer = ray.get(self._transfer, timeout=_ANSWER_S)
+            self._version, agent_steps = self._latest
+            self._transfer = None
+            return Weights(self._version, buffer, agent_steps)
+        if self._transfer is None and self._question is not None and _is_here(self._question):
+            latest = ray.get(self._question, timeout=_ANSWER_S)
+            self._question = None
+            if latest.version is not None and latest.version != self._version:
+                self._latest = (latest.version, latest.agent_steps)
+                self._transfer = latest.buffer[0]
+        if self._transfer is None and self._question is None:
+            self._question = self._store.latest.remote()
+        return None
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait until the next answer is there, at most so long."""
+        under_way = [ref for ref in (self._transfer or self._question,) if ref is not None]
+        if under_way:
+            ray.wait(under_way, timeout=timeout_s)
+
+
+def _is_here(ref: Any) -> bool:
+    ready, _ = ray.wait([ref], timeout=0)
+    return bool(ready)
+
+
+class ActorProcess:
+    """Turns an ActorLoop until it is told to stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        servers: list[Any],
+        store: Any,
+        actor: int,
+        incarnation: int,
+        source: str,
+    ) -> None:
+        expect_source(source, f"actor {actor}")
+        torch.set_num_threads(1)
+        self._config = config
+        self._actor = actor
+        self._loop = make_actor_loop(config, spec, actor=actor, incarnation=incarnation)
+        self._writer = ReplayWriter(
+            shards=[RayShard(server, index) for index, server in enumerate(servers)],
+            window=config.actor.push_window,
+            first_shard=actor,
+            clock=time.monotonic,
+        )
+        self._poller = WeightsPoller(store)
+        self._stop = threading.Event()
+
+    def run(self) -> int:
+        """Play until `stop`; return how many transitions replay accepted."""
+        while not self._stop.is_set() and not self._take_weights():
+            self._poller.wait(1.0)
+        vector_steps_per_poll = max(
+            1, self._config.actor.weights_poll_agent_steps // self._config.actor.envs
+        )
+        step = 0
+        while not self._stop.is_set():
+            segments = self._loop.collect(1)
+            if segments:
+                self._writer.push(
+                    segments, self._loop.drain_episodes(), self._loop.drain_phases()
+                )
+                with self._loop.waiting():
+                    while not self._stop.is_set() and not self._writer.has_room():
+                        self._writer.wait(0.1)
+            step += 1
+            if step % vector_steps_per_poll == 0:
+                self._take_weights()
+        return self._writer.accepted_transitions
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Make `run` return soon."""
+        self._stop.set()
+
+    def _take_weights(self) -> bool:
+        weights = self._poller.poll()
+        if weights is None:
+            return False
+        load_flat_state(self._loop.policy.network, weights.buffer)
+        self._loop.set_version(weights.version)
+        if self._config.actor.epsilon_schedule == "exponential":
+            self._loop.policy.set_epsilons(
+                epsilons(self._config, self._actor, weights.agent_steps)
+            )
+        return True
+
+
+class EvaluatorProcess:
+    """Plays whole games with the newest weights, on its own schedule."""
+
+    def __init__(
+        self, config: Config, spec: EnvironmentSpec, store: Any, incarnation: int, source: str
+    ) -> None:
+        expect_source(source, "evaluator")
+        torch.set_num_threads(1)
+        self._config = config
+        self._network = build_network(config.agent, spec)
+        self._poller = WeightsPoller(store)
+        seed = derive_seed(config.seed, "evaluator", incarnation)
+        self._evaluation = EvaluationLoop(
+            environments=make_environments(
+                config.env, min(config.evaluator.episodes, 8), seed, training=False
+            ),
+            network=self._network,
+            epsilon=config.evaluator.epsilon,
+            rng=np.random.default_rng(seed),
+        )
+        self._stop = threading.Event()
+        self._finish = threading.Event()
+        self._wake = threading.Event()
+        self._lock = threading.Lock()
+        self._results: list[tuple[EvaluationResult, Weights]] = []
+
+    def run(self) -> None:
+        """Evaluate every so many minutes, the first time one period after the start, until `stop` or `finish`."""
+        weights: Weights | None = None
+        period_s = self._config.evaluator.every_minutes * 60.0
+        next_s = time.monotonic() + period_s
+        while not self._stop.is_set():
+            self._wake.wait(max(0.0, next_s - time.monotonic()))
+            finishing = self._finish.is_set()
+            next_s = time.monotonic() + period_s
+            weights = self._newest() or weights
+            if weights is not None and not self._stop.is_set():
+                self._evaluate(weights, self._config.evaluator.episodes)
+            if finishing:
+                return
+
+    @ray.method(concurrency_group="control")
+    def take_results(self) -> list[tuple[EvaluationResult, Weights]]:
+        """Return the evaluations finished since the last call, each with the weights that played."""
+        with self._lock:
+            results, self._results = self._results, []
+        return results
+
+    @ray.method(concurrency_group="control")
+    def stop(self) -> None:
+        """Make `run` return soon, also in the middle of a game."""
+        self._stop.set()
+        self._wake.set()
+
+    @ray.method(concurrency_group="control")
+    def finish(self) -> None:
+        """Make `run` evaluate the newest weights once more and return."""
+        self._finish.set()
+        self._wake.set()
+
+    def _newest(self) -> Weights | None:
+        """Ask for the newest weights and wait for them; None when these were played already."""
+        newest: Weights | None = None
+        for _ in range(3):  # an old question, a new one, the transfer
+            newest = self._poller.poll() or newest
+            self._poller.wait(5.0)
+        return self._poller.poll() or newest
+
+    def _evaluate(self, weights: Weights, episodes: int) -> None:
+        load_flat_state(self._network, weights.buffer)
+        started_s = time.monotonic()
+        games = self._evaluation.play(episodes, self._stop.is_set)
+        if games is None:
+            return
+        result = EvaluationResult(
+            version=weights.version,
+            agent_steps=weights.agent_steps,
+            returns=games.returns,
+            lengths_agent_steps=games.lengths_agent_steps,
+            epsilon=self._config.evaluator.epsilon,
+            seconds=time.monotonic() - started_s,
+        )
+        with self._lock:
+            self._results.append((result, weights))
+
+
+Actor: Any = ray.remote(concurrency_groups={"control": 1})(ActorProcess)
+Evaluator: Any = ray.remote(concurrency_groups={"control": 1})(EvaluatorProcess)

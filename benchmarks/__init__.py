@@ -1,0 +1,1 @@
+"""One file per hot path, each with its floor beside it; `launch.py bench` runs them."""

@@ -1,0 +1,163 @@
+"""Replay through Ray: inserts, prioritised samples until they are decoded, and the memory it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import deque
+
+import numpy as np
+import psutil
+import ray
+
+from benchmarks.recording import decode_naively, recording, recording_config, spec_of
+from benchmarks.rows import Row, alternate, row
+from common import ray_session
+from common.config import Config, LearnerConfig, ReplayConfig
+from common.packing import unpack_segment
+from common.source import source_hash
+from common.types import EnvironmentSpec, PhaseSeconds, Push, RunCounts
+from learner.learner import tune_allocator
+from replay.assembly import make_sampler, make_shard
+from replay.client import RayShard
+from replay.handles import LocalShard, ShardHandle
+from replay.sampler import ReplaySampler
+from replay.server import ReplayServer
+
+_BATCH = 512
+_SEGMENTS_PER_PUSH = 8
+_WINDOW = 4
+_MAX_BYTES = 8 << 30
+_LEAST = {"insert": 15_000, "sample": 25_000, "pong": 700, "ms_pacman": 2_500}
+
+
+def run(seconds: float) -> list[Row]:
+    """Return the rows of both games."""
+    tune_allocator()
+    ray_session.start_local()
+    rows = []
+    for game, segments in recording(["pong", "ms_pacman"]).items():
+        rows += _one_game(game, segments, seconds)
+    ray.shutdown()
+    return rows
+
+
+def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
+    spec = spec_of(game)
+    counts = [unpack_segment(segment).num_transitions for segment in segments]
+    config = dataclasses.replace(
+        recording_config(game),
+        replay=ReplayConfig(
+            capacity=sum(counts), min_size=_BATCH, samples_per_insert="off", max_bytes=_MAX_BYTES
+        ),
+        learner=LearnerConfig(batch_size=_BATCH, decode_threads=2),
+    )
+    server = ReplayServer.options(num_cpus=0).remote(config, spec, 0, 0, _MAX_BYTES, source_hash())
+    shard = RayShard(server, 0)
+    ray.get(server.counts.remote(RunCounts(0, 0, 0)))
+    process = next(p for p in psutil.process_iter() if p.name().startswith("ray::ReplayProc"))
+    empty_bytes = process.memory_full_info().uss
+    inserted_per_s = _insert(shard, segments, counts)
+    full_bytes = process.memory_full_info().uss
+    local = make_shard(config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES)
+    for push in _pushes(segments, counts):
+        local.add(push)
+    ours = _sampler(config, spec, shard)
+    floor = _sampler(config, spec, LocalShard(local))
+    _check(ours, segments, spec)
+    medians, _ = alternate(
+        5,
+        ours=lambda: _sample_rate(ours, seconds / 5),
+        floor=lambda: _sample_rate(floor, seconds / 5),
+    )
+    ray.kill(server)
+    settings = {"game": game, "batch": _BATCH, "n_step": 3, "stack": 4, "transitions": sum(counts)}
+    per_transition = (full_bytes - empty_bytes) / sum(counts)
+    return [
+        row(
+            "replay_sample",
+            medians["ours"],
+            "transitions/s",
+            medians["floor"],
+            "the same replay and decoder in one process, without Ray",
+            settings | {"decode_threads": 2, "least": _LEAST["sample"]},
+        ),
+        row(
+            "replay_insert",
+            inserted_per_s,
+            "transitions/s",
+            _LEAST["insert"],
+            "least asked for; Reverb measured on a like machine: 5,600",
+            settings | {"segments_per_push": _SEGMENTS_PER_PUSH, "window": _WINDOW},
+        ),
+        row(
+            f"replay_memory_{game}",
+            per_transition,
+            "bytes/transition",
+            _LEAST[game],
+            "most allowed; two naive stacks would take 56,448",
+            settings | {"what": "growth of the process's own memory (USS) from empty to full"},
+        ),
+    ]
+
+
+def _pushes(segments: list[bytes], counts: list[int]) -> list[Push]:
+    cuts = range(0, len(segments), _SEGMENTS_PER_PUSH)
+    return [
+        Push(
+            segments=tuple(segments[i : i + _SEGMENTS_PER_PUSH]),
+            transitions=sum(counts[i : i + _SEGMENTS_PER_PUSH]),
+            episodes=(),
+            phases=PhaseSeconds(()),
+        )
+        for i in cuts
+    ]
+
+
+def _insert(shard: RayShard, segments: list[bytes], counts: list[int]) -> float:
+    """Push everything with a bounded window, as an actor does, and return transitions per second."""
+    pushes = _pushes(segments, counts)
+    started_s = time.perf_counter()
+    window = deque()
+    for push in pushes:
+        if len(window) == _WINDOW:
+            assert window.popleft().result().accepted
+        window.append(shard.add(shard.prepare(push)))
+    for pending in window:
+        assert pending.result().accepted
+    return sum(counts) / (time.perf_counter() - started_s)
+
+
+def _sampler(config: Config, spec: EnvironmentSpec, shard: ShardHandle) -> ReplaySampler:
+    sampler = make_sampler(config, spec, shards=[shard], in_flight=2)
+    while sampler.fetch() is None:
+        pass
+    return sampler
+
+
+def _sample_rate(sampler: ReplaySampler, seconds: float) -> float:
+    started_s = time.perf_counter()
+    samples = 0
+    while time.perf_counter() - started_s < seconds:
+        batch = sampler.fetch()
+        assert batch is not None
+        samples += len(batch.ids)
+    return samples / (time.perf_counter() - started_s)
+
+
+def _check(sampler: ReplaySampler, segments: list[bytes], spec: EnvironmentSpec) -> None:
+    """Hold every row of one batch against what was pushed."""
+    batch = sampler.fetch()
+    assert batch is not None
+    ends = np.cumsum([unpack_segment(segment).num_transitions for segment in segments])
+    for i, position in enumerate((batch.ids & ((1 << 40) - 1)).tolist()):
+        index = int(np.searchsorted(ends, position, side="right"))
+        row_in_segment = position - (int(ends[index - 1]) if index else 0)
+        pushed = unpack_segment(segments[index])
+        stacks = decode_naively(segments[index], 4, spec.observation.frame_shape)
+        s_tm1, s_t = stacks[row_in_segment]
+        assert np.array_equal(batch.s_tm1[i], s_tm1), f"row {i}: s_tm1 differs from what was pushed"
+        assert np.array_equal(batch.s_t[i], s_t), f"row {i}: s_t differs from what was pushed"
+        assert batch.a_tm1[i] == pushed.a_tm1[row_in_segment]
+        assert batch.r_t[i] == pushed.r_t[row_in_segment]
+        assert batch.discount_t[i] == pushed.discount_t[row_in_segment]

@@ -1,0 +1,1 @@
+"""What every role shares: messages, configuration, networks and targets, schedules, what people look at."""

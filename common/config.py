@@ -1,0 +1,416 @@
+"""All hyperparameters: frozen dataclasses, one per part, and `Config` that holds them. The only home of defaults.
+
+Order of precedence: preset < `--config` file < flag. `problems()` names every impossible value at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from tyro.conf import arg
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment and how it is seen."""
+
+    id: Annotated[str, arg(aliases=["--env"])] = "pong"
+    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, or any gymnasium id (`CartPole-v1`)."""
+    sticky_actions: float | None = None
+    """Probability that the emulator repeats the last action; None: what the id means (0.25 for ALE/*-v5, else 0)."""
+    full_action_space: bool = False
+    """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
+    noop_max: int = 30
+    """Random no-ops at a game's start, in agent steps (Mnih et al. 2015, Methods)."""
+    life_loss_terminates: bool = True
+    """A lost life ends the value (not the game, nor the frame stack) while training (Mnih et al. 2015)."""
+    clip_rewards: bool = True
+    """Clip each reward to [-1, 1] for learning (Mnih et al. 2015); returns are always reported raw."""
+    action_repeat_frames: int = 4
+    """Emulator frames per agent step on Atari; the last two are max-pooled (Mnih et al. 2015)."""
+    stack: int = 4
+    """Frames in an observation on Atari; other environments always use 1."""
+    max_game_frames: int = 108_000
+    """A game is truncated after so many emulator frames, 30 minutes of play (Hessel et al. 2018)."""
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What actors and learner must share: the network and the n-step target."""
+
+    network: Literal["nature_cnn", "mlp"] = "nature_cnn"
+    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015). `mlp`: `hidden` layers for vector observations."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Hidden layer widths of `mlp`."""
+    dueling: bool = True
+    """Value and advantage streams (Wang et al. 2016, equation 9)."""
+    double: bool = True
+    """Choose the bootstrap action with the online network (van Hasselt et al. 2016, equation 4)."""
+    n_step: int = 3
+    """Agent steps in a return (Horgan et al. 2018, appendix C)."""
+    gamma: float = 0.99
+    """Discount per agent step."""
+
+
+@dataclass(frozen=True)
+class ActorConfig:
+    """The processes that play."""
+
+    count: Annotated[int, arg(aliases=["--actors"])] = 8
+    """N, actor processes."""
+    envs: Annotated[int, arg(aliases=["--envs-per-actor"])] = 8
+    """E, environments per actor, stepped as one C++ vector."""
+    epsilon_schedule: Literal["ladder", "exponential"] = "ladder"
+    """`ladder`: constant, one per environment (Horgan et al. 2018, section 4). `exponential`: one for all, decaying."""
+    epsilon: float = 0.4
+    """Base of the ladder."""
+    epsilon_alpha: float = 7.0
+    """Exponent of the ladder: eps ** (1 + alpha * i / (N*E - 1))."""
+    epsilon_start: float = 1.0
+    """Exponential schedule at agent step 0."""
+    epsilon_end: float = 0.05
+    """Exponential schedule in the limit."""
+    epsilon_decay_agent_steps: float = 30_000.0
+    """Exponential schedule: agent steps of the whole run after which the distance to the end is 1/e."""
+    segment_transitions: int = 50
+    """Transitions per pushed segment (the B = 50 of Horgan et al. 2018, appendix C)."""
+    weights_poll_agent_steps: int = 400
+    """An actor asks for newer weights after so many of its own agent steps (Horgan et al. 2018)."""
+    push_window: int = 2
+    """Pushes an actor may have in flight."""
+    cpus: float | Literal["auto"] = "auto"
+    """CPUs that Ray reserves for an actor. `auto`: 1 on a cluster, an equal share of the cores on one machine."""
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """What is remembered, and how fast it may be used."""
+
+    capacity: int = 2_000_000
+    """Transitions over all shards; the oldest segments go first (Horgan et al. 2018: soft limit 2M)."""
+    max_bytes: int | None = None
+    """Compressed bytes over all shards; None: half of the machine's memory."""
+    min_size: int = 50_000
+    """Transitions inserted before learning starts (Horgan et al. 2018)."""
+    priority_exponent: float = 0.6
+    """Alpha of prioritised sampling; 0 is uniform replay (Schaul et al. 2016, equation 1)."""
+    importance_exponent: float = 0.4
+    """Beta of the importance weights (Schaul et al. 2016, section 3.4)."""
+    samples_per_insert: float | Literal["off"] = 8.0
+    """Times a transition is trained on, on average (8 in Mnih et al. 2015); `off` disables the rate limiter."""
+    band: float | None = None
+    """Samples the ratio may be off by, to either side; None: four times the least legal band."""
+    shards: int = 1
+    """Replay servers."""
+    frames_per_block: int = 4
+    """Frames per lz4 block; docs/decisions.md has the table of bytes and decode rates."""
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """Gradient updates."""
+
+    batch_size: int = 512
+    """Transitions per learner step."""
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
+    """`rmsprop` is the centred one of Graves 2013 unless `rmsprop_centered` is off."""
+    learning_rate: float = 0.00025 / 4
+    """Step size (Horgan et al. 2018, appendix C)."""
+    optimizer_epsilon: float = 1.5e-7
+    """Added to the denominator (Horgan et al. 2018, appendix C)."""
+    rmsprop_decay: float = 0.95
+    """Decay of the squared-gradient average (Horgan et al. 2018, appendix C)."""
+    rmsprop_centered: bool = True
+    """Subtract the squared mean gradient."""
+    loss: Literal["huber", "mse"] = "huber"
+    """Huber with delta 1, or half the squared TD error."""
+    max_grad_norm: float | None = 40.0
+    """Clip the gradient's global norm (Wang et al. 2016: 10, Horgan et al. 2018: 40); None: off."""
+    max_grad_value: float | None = None
+    """Clip each gradient element to +- this; None: off."""
+    target_period_learner_steps: int = 2_500
+    """Copy online to target after so many learner steps (Horgan et al. 2018, appendix C)."""
+    publish_period_learner_steps: int = 10
+    """Offer weights to the actors after so many learner steps, and at most once a second."""
+    prefetch_batches: int = 2
+    """Decoded batches kept ready; sampling, decoding and the copy to the device run beside the step."""
+    decode_threads: int = 1
+    """Threads that decompress; lz4 releases the interpreter lock."""
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
+    """`auto`: CUDA when there is one."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile the step. `auto`: on where a C++ compiler is found and the run is not serial."""
+    threads: int = 0
+    """Torch threads of the learner; 0: one for each core, since actors that wait for it leave theirs free."""
+
+
+@dataclass(frozen=True)
+class EvaluatorConfig:
+    """Greedy whole games, beside training."""
+
+    enabled: bool = True
+    """Whether the run has an evaluator."""
+    every_minutes: float = 5.0
+    """From the start of one evaluation to the start of the next."""
+    episodes: int = 5
+    """Games per evaluation."""
+    epsilon: float = 0.001
+    """Exploration while evaluating; above 0, or Breakout waits for ever for its FIRE."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """What survives the process."""
+
+    every_minutes: float = 5.0
+    """Between checkpoints; one more is written at the end."""
+    keep: int = 3
+    """Newest checkpoints kept, besides `best.pt`."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    preset: str = "apex"
+    """Named configuration to start from; `launch.py presets` lists them."""
+    total_frames: int = 50_000_000
+    """Emulator frames after which the run is done; a frame counts once replay has accepted it."""
+    seed: int = 1
+    """Every generator of the run derives from it."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    @property
+    def num_environments(self) -> int:
+        """N * E."""
+        return self.actor.count * self.actor.envs
+
+    @property
+    def transitions_per_push(self) -> int:
+        """Largest number of transitions in one push: every environment's segment closes on the same step."""
+        return self.actor.envs * self.actor.segment_transitions
+
+    @property
+    def samples_per_insert(self) -> float | None:
+        """The ratio to hold, or None where the rate limiter is off."""
+        ratio = self.replay.samples_per_insert
+        return None if ratio == "off" else ratio
+
+    @property
+    def least_band(self) -> float:
+        """Least band with which neither side can wait for ever: 2 * max(batch, spi * transitions per push)."""
+        ratio = self.samples_per_insert or 0.0
+        return 2.0 * max(self.learner.batch_size, ratio * self.transitions_per_push)
+
+    @property
+    def band(self) -> float:
+        """The band in force."""
+        return 4.0 * self.least_band if self.replay.band is None else self.replay.band
+
+    def problems(self) -> list[str]:
+        """Return one line per impossible value: flag, value, rule. Empty when the configuration is sound."""
+        found: list[str] = []
+
+        def expect(flag: str, value: object, rule: str, holds: bool) -> None:
+            if not holds:
+                found.append(f"--{flag} {value}: must be {rule}")
+
+        def at_least(least: float, **flags: float) -> None:
+            for flag, value in flags.items():
+                name = flag.replace("__", ".").replace("_", "-")
+                expect(name, value, f">= {least}", value >= least)
+
+        at_least(
+            1,
+            total_frames=self.total_frames,
+            actor__count=self.actor.count,
+            actor__envs=self.actor.envs,
+            actor__segment_transitions=self.actor.segment_transitions,
+            actor__weights_poll_agent_steps=self.actor.weights_poll_agent_steps,
+            actor__push_window=self.actor.push_window,
+            env__action_repeat_frames=self.env.action_repeat_frames,
+            env__stack=self.env.stack,
+            env__max_game_frames=self.env.max_game_frames,
+            agent__n_step=self.agent.n_step,
+            replay__capacity=self.replay.capacity,
+            replay__shards=self.replay.shards,
+            replay__frames_per_block=self.replay.frames_per_block,
+            learner__batch_size=self.learner.batch_size,
+            learner__target_period_learner_steps=self.learner.target_period_learner_steps,
+            learner__publish_period_learner_steps=self.learner.publish_period_learner_steps,
+            learner__prefetch_batches=self.learner.prefetch_batches,
+            learner__decode_threads=self.learner.decode_threads,
+            evaluator__episodes=self.evaluator.episodes,
+            checkpoint__keep=self.checkpoint.keep,
+        )
+        at_least(
+            0,
+            seed=self.seed,
+            env__noop_max=self.env.noop_max,
+            replay__priority_exponent=self.replay.priority_exponent,
+            replay__importance_exponent=self.replay.importance_exponent,
+            learner__threads=self.learner.threads,
+            actor__epsilon_alpha=self.actor.epsilon_alpha,
+        )
+        positive = {
+            "learner.learning-rate": self.learner.learning_rate,
+            "learner.optimizer-epsilon": self.learner.optimizer_epsilon,
+            "learner.max-grad-norm": self.learner.max_grad_norm,
+            "learner.max-grad-value": self.learner.max_grad_value,
+            "replay.samples-per-insert": self.samples_per_insert,
+            "replay.max-bytes": self.replay.max_bytes,
+            "actor.epsilon-decay-agent-steps": self.actor.epsilon_decay_agent_steps,
+            "actor.cpus": None if self.actor.cpus == "auto" else self.actor.cpus,
+            "evaluator.every-minutes": self.evaluator.every_minutes,
+            "checkpoint.every-minutes": self.checkpoint.every_minutes,
+        }
+        for flag, value in positive.items():
+            expect(flag, value, "> 0", value is None or value > 0)
+        shares = {
+            "env.sticky-actions": self.env.sticky_actions,
+            "agent.gamma": self.agent.gamma,
+            "learner.rmsprop-decay": self.learner.rmsprop_decay,
+            "actor.epsilon": self.actor.epsilon,
+            "actor.epsilon-start": self.actor.epsilon_start,
+            "actor.epsilon-end": self.actor.epsilon_end,
+            "evaluator.epsilon": self.evaluator.epsilon,
+        }
+        for flag, share in shares.items():
+            expect(flag, share, "from 0 to 1", share is None or 0 <= share <= 1)
+        expect("agent.hidden", self.agent.hidden, "one or more widths >= 1", min(self.agent.hidden, default=0) >= 1)
+        size, batch = self.replay.min_size, self.learner.batch_size
+        expect("replay.min-size", size, f">= the batch size, {batch}", size >= batch)
+        expect(
+            "replay.min-size", size, f"<= the capacity, {self.replay.capacity}", size <= self.replay.capacity
+        )
+        room = self.replay.capacity // max(self.replay.shards, 1)
+        expect(
+            "replay.capacity",
+            self.replay.capacity,
+            f">= {self.transitions_per_push} transitions (one push) for each of {self.replay.shards} shard(s)",
+            room >= self.transitions_per_push,
+        )
+        if self.replay.band is not None and self.samples_per_insert is not None:
+            expect(
+                "replay.band",
+                self.replay.band,
+                f">= {self.least_band:g} (2 * max(batch, samples per insert * transitions per push))",
+                self.replay.band >= self.least_band,
+            )
+        return found
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot run; `problems` has one line per impossible value."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the configuration as nested plain dictionaries, ready for YAML."""
+    plain = dataclasses.asdict(config)
+    plain["agent"]["hidden"] = list(config.agent.hidden)
+    return plain
+
+
+def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
+    """Return `config` with the nested `changes` applied.
+
+    Args:
+      config: what to start from.
+      changes: nested dictionaries as `to_dict` makes them; parts may be left out.
+      where: what to call the source of the changes in messages, e.g. a file's name.
+
+    Raises:
+      ConfigError: for unknown keys and values of a wrong kind, all at once.
+    """
+    found: list[str] = []
+    changed = _override(config, changes, where, "", found)
+    if found:
+        raise ConfigError(found)
+    return changed
+
+
+def _override(part: Any, changes: Any, where: str, prefix: str, found: list[str]) -> Any:
+    if not isinstance(changes, Mapping):
+        name = prefix.rstrip(".") or "the file"
+        found.append(f"{where}: {name} must hold `key: value` lines, actually: {changes!r}")
+        return part
+    kinds = typing.get_type_hints(type(part))  # without Annotated
+    known = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    replaced: dict[str, Any] = {}
+    for key, value in changes.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            found.append(f"{where}: unknown key `{name}`; known here: {', '.join(known)}")
+        elif dataclasses.is_dataclass(known[key]):
+            replaced[key] = _override(known[key], value, where, f"{name}.", found)
+        else:
+            try:
+                replaced[key] = _fit(value, kinds[key])
+            except ValueError:
+                kind = getattr(kinds[key], "__name__", None) or str(kinds[key])
+                found.append(f"{where}: `{name}` is {value!r}: must be {kind}")
+    return dataclasses.replace(part, **replaced)
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """Return a YAML value as what `kind` asks for, or raise ValueError."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            try:
+                return _fit(value, option)
+            except ValueError:
+                continue
+        raise ValueError
+    if origin is Literal:
+        if value is False and "off" in options:  # YAML 1.1 reads `off` as false
+            return "off"
+        if value is True and "on" in options:
+            return "on"
+        if value in options:
+            return value
+        raise ValueError
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise ValueError
+        return tuple(_fit(item, options[0]) for item in value)
+    if kind is float and not isinstance(value, bool) and isinstance(value, int | float | str):
+        return float(value)  # YAML 1.1 reads 1e-4 as text
+    if type(value) is kind:
+        return value
+    raise ValueError
+
+
+def load_file(config: Config, path: Path) -> Config:
+    """Return `config` with the YAML file's values applied.
+
+    Raises:
+      ConfigError: the file cannot be read, is not YAML, or holds unknown keys or values of a wrong kind.
+    """
+    try:
+        changes = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError([f"--config {path}: cannot be read: {' '.join(str(error).split())}"]) from error
+    return override(config, {} if changes is None else changes, str(path))
+
+
+def save_file(config: Config, path: Path) -> None:
+    """Write the resolved configuration as YAML."""
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))

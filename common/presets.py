@@ -1,0 +1,121 @@
+"""Named configurations, each with its source."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from common.config import (
+    ActorConfig,
+    AgentConfig,
+    Config,
+    EnvConfig,
+    EvaluatorConfig,
+    LearnerConfig,
+    ReplayConfig,
+)
+
+
+class Preset(NamedTuple):
+    """A configuration and where it comes from.
+
+    Fields:
+      config: the configuration.
+      source: what it reproduces, for `launch.py presets`.
+    """
+
+    config: Config
+    source: str
+
+
+PRESETS: dict[str, Preset] = {
+    "apex": Preset(
+        Config(),
+        "Ape-X DQN (Horgan et al. 2018, arXiv:1803.00933): double, dueling, prioritised, 3-step; "
+        "for a GPU and many cores. Samples per insert are held at 8, since few actors feed it.",
+    ),
+    "pong-fast": Preset(
+        Config(
+            preset="pong-fast",
+            total_frames=6_000_000,
+            actor=ActorConfig(count=2, envs=8, weights_poll_agent_steps=200),
+            replay=ReplayConfig(capacity=200_000, min_size=10_000, samples_per_insert=8.0),
+            learner=LearnerConfig(
+                batch_size=128,
+                optimizer="adam",
+                learning_rate=1e-4,
+                optimizer_epsilon=1.5e-4,
+                max_grad_norm=10.0,
+                target_period_learner_steps=500,
+            ),
+            evaluator=EvaluatorConfig(every_minutes=10.0, episodes=3),
+        ),
+        "Pong on a workstation without a GPU: n = 3, Adam 1e-4, replay 200,000 (the range that "
+        "PTAN's and Tianshou's Pong examples share); a starting point, not yet searched.",
+    ),
+    "nature": Preset(
+        Config(
+            preset="nature",
+            total_frames=200_000_000,
+            agent=AgentConfig(dueling=False, double=False, n_step=1),
+            actor=ActorConfig(
+                count=1,
+                envs=4,
+                epsilon_schedule="exponential",
+                epsilon_start=1.0,
+                epsilon_end=0.1,
+                epsilon_decay_agent_steps=400_000.0,
+                segment_transitions=25,
+            ),
+            replay=ReplayConfig(
+                capacity=1_000_000,
+                min_size=50_000,
+                priority_exponent=0.0,
+                samples_per_insert=8.0,
+            ),
+            learner=LearnerConfig(
+                batch_size=32,
+                learning_rate=0.00025,
+                rmsprop_decay=0.95,
+                optimizer_epsilon=0.01,
+                max_grad_norm=None,
+                target_period_learner_steps=10_000,
+            ),
+            evaluator=EvaluatorConfig(epsilon=0.05),
+        ),
+        "Nature DQN (Mnih et al. 2015): uniform replay of 1M, batch 32 every 4 agent steps, centred "
+        "RMSProp, life loss ends the value; its linear epsilon is the exponential of the same reach.",
+    ),
+    "machado": Preset(
+        Config(
+            preset="machado",
+            total_frames=200_000_000,
+            env=EnvConfig(sticky_actions=0.25, full_action_space=True, life_loss_terminates=False),
+        ),
+        "The protocol of Machado et al. 2018 (arXiv:1709.06009): sticky actions 0.25, all 18 "
+        "actions, no life signal; learning as in apex.",
+    ),
+    "cartpole": Preset(
+        Config(
+            preset="cartpole",
+            total_frames=60_000,
+            env=EnvConfig(id="CartPole-v1", clip_rewards=False),
+            agent=AgentConfig(network="mlp", hidden=(128, 128), dueling=False, n_step=3),
+            actor=ActorConfig(count=1, envs=4, segment_transitions=10, weights_poll_agent_steps=40),
+            replay=ReplayConfig(
+                capacity=50_000, min_size=1_000, samples_per_insert=16.0, priority_exponent=0.0
+            ),
+            learner=LearnerConfig(
+                batch_size=64,
+                optimizer="adam",
+                learning_rate=5e-4,
+                optimizer_epsilon=1e-8,
+                max_grad_norm=10.0,
+                target_period_learner_steps=200,
+                publish_period_learner_steps=10,
+                compile="off",
+            ),
+            evaluator=EvaluatorConfig(every_minutes=0.5, episodes=10, epsilon=0.0),
+        ),
+        "CartPole-v1 in a minute or two: to see the whole line work, and for tests.",
+    ),
+}

@@ -1,0 +1,55 @@
+"""RAY SHELL: start a Ray of our own, or join a cluster that runs; and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import ray
+
+# Ray's object store carries compressed segments, batches and weights only; they pass through within seconds.
+_OBJECT_STORE_BYTES = 1 << 30
+
+
+def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_STORE_BYTES) -> None:
+    """Start a Ray for this run alone; never join one that happens to be there.
+
+    The token is fresh and lives in this process's environment, which Ray's own processes inherit: another run, or
+    another user, on the same machine has another one.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        address="local",
+        include_dashboard=dashboard,
+        object_store_memory=object_store_bytes,
+        log_to_driver=False,
+        configure_logging=False,
+        namespace="troop",
+    )
+
+
+def join_cluster(address: str) -> None:
+    """Join the Ray cluster at `address` ("auto": the one this host belongs to).
+
+    Raises:
+      ConnectionError: nobody answers there; the text is one line.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        if address != "auto":
+            _expect_listener(address)
+        ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="troop")
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise ConnectionError(f"--address {address}: no Ray cluster answers there: {first_line}") from error
+
+
+def _expect_listener(address: str) -> None:
+    """Fail at once where Ray itself would retry for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError("must be auto or HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=5.0).close()

@@ -1,0 +1,259 @@
+"""Turns what the roles report into what people look at: TensorBoard tags, the console's block, `result.json`."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from common.console import Console, RunStatus
+from common.metrics import Rate, merge, shares
+from common.scores import human_normalized_score
+from common.tensorboard import EventWriter
+from common.types import (
+    EnvironmentSpec,
+    EpisodeRecord,
+    EvaluationResult,
+    LearnerReport,
+    PhaseSeconds,
+    ReplayReport,
+)
+
+# Between two rows of scalars; TensorBoard reads them within DESIGN's 10 s.
+_SCALARS_S = 5.0
+_RATE_WINDOW_S = 15.0
+# The training return on the console and in result.json is a mean over so many games.
+_RETURN_GAMES = 100
+# A shard that is busy for so much of its time is what limits the run.
+_REPLAY_BUSY_SHARE = 0.8
+
+
+class Progress(NamedTuple):
+    """Where the run stands.
+
+    Fields:
+      frames: emulator frames that replay has accepted.
+      agent_steps: the same in agent steps.
+      learner_steps: gradient updates done.
+      last_train_return: mean raw return of the last 100 training games, NaN before the first.
+      last_eval_score: mean raw return of the last evaluation, NaN before the first.
+    """
+
+    frames: int
+    agent_steps: int
+    learner_steps: int
+    last_train_return: float
+    last_eval_score: float
+
+
+class Reporter:
+    """Books reports and shows them. One thread only."""
+
+    def __init__(
+        self,
+        *,
+        spec: EnvironmentSpec,
+        total_frames: int,
+        capacity: int,
+        samples_before: int,
+        agent_steps_before: int,
+        mean_epsilon: Callable[[int], float],
+        console: Console,
+        events: EventWriter,
+        clock: Callable[[], float],
+    ) -> None:
+        """Start to report.
+
+        Args:
+          spec: the run's environment.
+          total_frames: where the run ends.
+          capacity: transitions replay may hold.
+          samples_before: transitions trained on before this start of the run.
+          agent_steps_before: agent steps accepted before this start of the run.
+          mean_epsilon: mean exploration rate over all environments at an agent step.
+          console: where to show the status.
+          events: where to write scalars.
+          clock: seconds, monotonic.
+        """
+        self._spec = spec
+        self._total_frames = total_frames
+        self._capacity = capacity
+        self._samples_before = samples_before
+        self._agent_steps_before = agent_steps_before
+        self._mean_epsilon = mean_epsilon
+        self._console = console
+        self._events = events
+        self._clock = clock
+        self._started_s = self._scalars_s = clock()
+        self._inserted, self._sampled, self._stepped = (
+            Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
+        )
+        self._learner_step: int | None = None
+        self._agent_steps = agent_steps_before
+        self._returns: deque[float] = deque(maxlen=_RETURN_GAMES)
+        self._episodes: list[EpisodeRecord] = []
+        self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
+        self._lags: list[float] = []
+        self._eval_score = math.nan
+        self._limit = "acting (filling replay)"
+        self._last_learner: LearnerReport | None = None
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands."""
+        return Progress(
+            frames=self._agent_steps * self._spec.action_repeat_frames,
+            agent_steps=self._agent_steps,
+            learner_steps=self._learner_step or 0,
+            last_train_return=float(np.mean(self._returns)) if self._returns else math.nan,
+            last_eval_score=self._eval_score,
+        )
+
+    def close(self) -> None:
+        """Flush what is written."""
+        self._events.close()
+
+    def update(
+        self,
+        shards: Sequence[ReplayReport],
+        learner: LearnerReport,
+        restarts: Mapping[str, int],
+    ) -> None:
+        """Book one round of reports and show it."""
+        inserts = sum(shard.inserts for shard in shards)
+        transitions = sum(shard.transitions for shard in shards)
+        self._agent_steps = self._agent_steps_before + inserts
+        self._inserted.update_total(inserts)
+        self._sampled.update_total(learner.samples)
+        self._stepped.update_total(learner.learner_step)
+        self._learner_step = learner.learner_step
+        for shard in shards:
+            self._episodes.extend(shard.episodes)
+            self._returns.extend(game.episode_return for game in shard.episodes)
+            self._phases["actor"].append(shard.actor_phases)
+            self._phases["replay"].append(shard.phases)
+            if math.isfinite(shard.policy_lag_learner_steps):
+                self._lags.append(shard.policy_lag_learner_steps)
+        if learner is not self._last_learner:
+            self._phases["learner"].append(learner.phases)
+            self._last_learner = learner
+        now_s = self._clock()
+        if now_s - self._scalars_s >= _SCALARS_S:
+            self._write_scalars(shards, learner, restarts, now_s - self._scalars_s)
+            self._scalars_s = now_s
+        progress = self.progress
+        frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
+        left = max(self._total_frames - progress.frames, 0)
+        score = self._eval_score
+        self._console.update(
+            RunStatus(
+                frames=progress.frames,
+                total_frames=self._total_frames,
+                eta_s=left / frames_per_s if frames_per_s > 0 else math.nan,
+                frames_per_s=frames_per_s,
+                learner_steps_per_s=self._stepped.per_second(),
+                train_return=progress.last_train_return,
+                eval_score=score,
+                human_normalized=_normalized(self._spec.name, score),
+                samples_per_insert=self._ratio(learner.samples, inserts),
+                replay_fill=transitions / self._capacity,
+                replay_bytes=sum(shard.bytes for shard in shards),
+                policy_lag=self._lags[-1] if self._lags else math.nan,
+                limiting_stage=self._limit,
+                elapsed_s=now_s - self._started_s,
+            )
+        )
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """Book one evaluation, at the frames of the weights that played."""
+        score = float(result.returns.mean())
+        self._eval_score = score
+        frames = result.agent_steps * self._spec.action_repeat_frames
+        self._events.scalar("eval/episode_return", score, frames)
+        normalized = _normalized(self._spec.name, score)
+        self._events.scalar("eval/human_normalized_score", normalized, frames)
+        human = f", human-normalised {normalized:.2f}" if math.isfinite(normalized) else ""
+        self._console.note(
+            f"evaluation of learner step {result.version.learner_step}: mean {score:.1f} over "
+            f"{len(result.returns)} games (min {result.returns.min():.0f}, max "
+            f"{result.returns.max():.0f}{human}), epsilon {result.epsilon:g}, {result.seconds:.0f} s"
+        )
+
+    def _write_scalars(
+        self,
+        shards: Sequence[ReplayReport],
+        learner: LearnerReport,
+        restarts: Mapping[str, int],
+        wall_s: float,
+    ) -> None:
+        inserts = sum(shard.inserts for shard in shards)
+        role_shares = {role: merge(parts) for role, parts in self._phases.items()}
+        self._limit = _limiting_stage(role_shares, len(shards), learner.learner_step, wall_s)
+        inserted_per_s = self._inserted.per_second()
+        scalars = {
+            "throughput/env_frames_per_s": inserted_per_s * self._spec.action_repeat_frames,
+            "throughput/learner_steps_per_s": self._stepped.per_second(),
+            "throughput/transitions_sampled_per_s": self._sampled.per_second(),
+            "throughput/transitions_inserted_per_s": inserted_per_s,
+            "learner/td_loss": learner.td_loss,
+            "learner/q_mean": learner.q_mean,
+            "learner/grad_norm": learner.grad_norm,
+            "replay/transitions": sum(shard.transitions for shard in shards),
+            "replay/bytes": sum(shard.bytes for shard in shards),
+            "replay/samples_per_insert": self._ratio(learner.samples, inserts),
+            "replay/stale_priority_updates": sum(s.stale_priority_updates for s in shards),
+            "actors/policy_lag_learner_steps": float(np.mean(self._lags)) if self._lags else math.nan,
+            "actors/epsilon": self._mean_epsilon(self._agent_steps),
+            **{f"health/{role}_restarts": count for role, count in restarts.items()},
+            **_return_scalars(self._episodes),
+        }
+        for role, phases in role_shares.items():
+            for phase, share in shares(phases).items():
+                scalars[f"time/{role}_{phase}_share"] = share
+        for tag, value in scalars.items():
+            self._events.scalar(tag, value, self.progress.frames)
+        self._episodes = []
+        self._lags = self._lags[-1:]
+        self._phases = {role: [] for role in self._phases}
+
+    def _ratio(self, samples: int, inserts: int) -> float:
+        """Samples per insert since this start of the run, the limiter's own point of view."""
+        return (samples - self._samples_before) / inserts if inserts else math.nan
+
+
+def _normalized(game: str, score: float) -> float:
+    normalized = human_normalized_score(game, score)
+    return math.nan if normalized is None else normalized
+
+
+def _return_scalars(episodes: Sequence[EpisodeRecord]) -> dict[str, float]:
+    """Mean raw return of all games and by quarter of the ladder: 1 explores most, 4 least."""
+    scalars: dict[str, float] = {}
+    groups: dict[str, list[EpisodeRecord]] = {"train/episode_return": list(episodes)}
+    for episode in episodes:
+        quartile = min(int(episode.ladder_position * 4), 3) + 1
+        groups.setdefault(f"train/episode_return_epsilon_quartile_{quartile}", []).append(episode)
+    for tag, group in groups.items():
+        if group:
+            scalars[tag] = float(np.mean([episode.episode_return for episode in group]))
+    if episodes:
+        lengths = [episode.agent_steps for episode in episodes]
+        scalars["train/episode_agent_steps"] = float(np.mean(lengths))
+    return scalars
+
+
+def _limiting_stage(
+    phases: Mapping[str, PhaseSeconds], num_shards: int, learner_step: int, wall_s: float
+) -> str:
+    """Name what the others wait for: a busy replay, else whoever waits least."""
+    if learner_step == 0:
+        return "acting (filling replay)"
+    busy = sum(seconds for _, seconds in phases["replay"].phases)
+    if busy > _REPLAY_BUSY_SHARE * num_shards * wall_s:
+        return "replay"
+    actor_waits = shares(phases["actor"]).get("wait", 0.0)
+    learner_waits = shares(phases["learner"]).get("wait", 0.0)
+    return "acting" if learner_waits > actor_waits else "learner"

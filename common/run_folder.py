@@ -1,0 +1,139 @@
+"""The folder of one run: what is in it, and how it is made and recognised."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.config import Config, save_file
+from common.source import ROOT, VERSIONS, source_hash
+
+
+class RunFolderError(ValueError):
+    """A folder that cannot be used as asked; the text is one line for the user."""
+
+
+class RunFolder:
+    """Paths inside a run's folder.
+
+    `config.yaml`, `run.json`, TensorBoard events, `checkpoints/`, `videos/`, `plots/`, `log.txt`, `result.json`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def log(self) -> Path:
+        """What the console said."""
+        return self.path / "log.txt"
+
+    @classmethod
+    def for_new_run(cls, path: Path) -> RunFolder:
+        """Return the folder for a new run, without making it.
+
+        Raises:
+          RunFolderError: something is there already, or it cannot be made.
+        """
+        if path.exists():
+            if not path.is_dir():
+                raise RunFolderError(f"--run-dir {path}: is a file; must be a new or empty folder")
+            if (path / "run.json").exists():
+                raise RunFolderError(
+                    f"--run-dir {path}: holds a run; continue it with --resume {path}, or name another"
+                )
+            if any(path.iterdir()):
+                raise RunFolderError(
+                    f"--run-dir {path}: holds files but is not a run; must be a new or empty folder"
+                )
+        parent = path
+        while not parent.exists():
+            parent = parent.parent
+        if not parent.is_dir() or not os.access(parent, os.W_OK):
+            raise RunFolderError(f"--run-dir {path}: {parent} must be a folder that can be written")
+        return cls(path)
+
+    @classmethod
+    def of_run(cls, path: Path) -> RunFolder:
+        """Return the folder of a run that exists.
+
+        Raises:
+          RunFolderError: there is none.
+        """
+        if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
+            raise RunFolderError(f"{path}: is not a run folder (no run.json and config.yaml in it)")
+        return cls(path)
+
+    def create(self, config: Config, game: str, command: list[str]) -> None:
+        """Make the folder and write what the run is."""
+        for folder in (self.path, self.checkpoints, self.path / "videos", self.path / "plots"):
+            folder.mkdir(parents=True, exist_ok=True)
+        save_file(config, self.config_file)
+        self.write_json("run.json", {"game": game, "command": command, **facts()})
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file whole or not at all."""
+        temporary = self.path / f".{name}.tmp"
+        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(temporary, self.path / name)
+
+
+def facts() -> dict[str, Any]:
+    """Return what a reader needs to judge or repeat the run: time, code, versions, hardware."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changed": bool(_git("status", "--porcelain")),
+        "source_hash": source_hash(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in VERSIONS},
+        "machine": machine(),
+    }
+
+
+def machine() -> dict[str, Any]:
+    """Return processor, cores and memory in bytes."""
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    except OSError:
+        pass  # not Linux: the platform's own word stands
+    return {
+        "platform": platform.platform(),
+        "cpu": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": total_memory_bytes(),
+    }
+
+
+def total_memory_bytes() -> int:
+    """Return the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,296 @@
+"""TensorBoard events: the tags of a run, the writer, and the reader that plots use.
+
+Stands on the `tensorboard` package alone, on its message classes and its record writer. Its
+`EventFileWriter` is not used: it imports TensorFlow wherever that happens to be installed.
+The x-axis of every tag is frames.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
+from numpy.typing import NDArray
+from tensorboard.compat.proto import (
+    event_pb2,
+    summary_pb2,
+    tensor_pb2,
+    tensor_shape_pb2,
+    types_pb2,
+)
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (
+    masked_crc32c,
+)
+from tensorboard.plugins.text.plugin_data_pb2 import (
+    TextPluginData,
+)
+from tensorboard.summary.writer.record_writer import (
+    RecordWriter,
+)
+
+ENV_FRAMES_PER_S = "throughput/env_frames_per_s"
+LEARNER_STEPS_PER_S = "throughput/learner_steps_per_s"
+TRANSITIONS_SAMPLED_PER_S = "throughput/transitions_sampled_per_s"
+TRANSITIONS_INSERTED_PER_S = "throughput/transitions_inserted_per_s"
+TRAIN_EPISODE_RETURN = "train/episode_return"
+EVAL_EPISODE_RETURN = "eval/episode_return"
+EVAL_HUMAN_NORMALIZED_SCORE = "eval/human_normalized_score"
+LEARNER_TD_LOSS = "learner/td_loss"
+LEARNER_Q_MEAN = "learner/q_mean"
+LEARNER_GRAD_NORM = "learner/grad_norm"
+REPLAY_TRANSITIONS = "replay/transitions"
+REPLAY_BYTES = "replay/bytes"
+REPLAY_SAMPLES_PER_INSERT = "replay/samples_per_insert"
+REPLAY_STALE_PRIORITY_UPDATES = "replay/stale_priority_updates"
+ACTORS_POLICY_LAG_LEARNER_STEPS = "actors/policy_lag_learner_steps"
+ACTORS_EPSILON = "actors/epsilon"
+
+# What a user of TensorBoard is promised to wait at most.
+MAX_FLUSH_S = 10.0
+
+_FILE_PREFIX = "events.out.tfevents."
+_FILE_VERSION = "brain.Event:2"
+
+
+def episode_return_quartile_tag(ladder_position: float) -> str:
+    """Return the tag of whole-game returns for the epsilon quartile an environment stands in.
+
+    Args:
+      ladder_position: in [0, 1). The quarter that explores most is 1, the greediest is 4.
+    """
+    if not 0 <= ladder_position < 1:
+        raise ValueError(f"Expect 0 <= `ladder_position` < 1, actually: {ladder_position}")
+    return f"{TRAIN_EPISODE_RETURN}_epsilon_quartile_{1 + int(4 * ladder_position)}"
+
+
+def phase_share_tag(role: str, phase: str) -> str:
+    """Return the tag for the share of a role's wall time that one phase took."""
+    return f"time/{role}_{phase}_share"
+
+
+def restarts_tag(role: str) -> str:
+    """Return the tag that counts how often workers of a role were recreated."""
+    return f"health/{role}_restarts"
+
+
+class Series(NamedTuple):
+    """One tag's values in the order they were written.
+
+    Fields:
+      frames: float64[n], strictly increasing.
+      values: float64[n], as TensorBoard keeps them: rounded to float32.
+      wall_s: float64[n], seconds since the epoch.
+    """
+
+    frames: NDArray[np.float64]
+    values: NDArray[np.float64]
+    wall_s: NDArray[np.float64]
+
+
+class EventWriter:
+    """Writes one event file into a run's folder; a resumed run adds a file of its own.
+
+        with EventWriter(folder=run_dir, flush_s=5.0, first_frames=0) as writer:
+            writer.scalar(ENV_FRAMES_PER_S, 1234.5, frames)
+
+    TensorBoard's default reader keeps ONE value per tag and frame count: a second one silently
+    replaces the first, and several games may well end between two looks at the frame counter. So a
+    value that comes at a frame count its tag has passed is moved to the tag's next free frame. A
+    game takes at least one frame, so this cannot run away.
+
+    On opening, the writer states where it starts (a SessionLog START event): `read_scalars` then
+    drops what older files hold from that frame on, the rest of a run that crashed after its last
+    checkpoint. Of TensorBoard's two readers the slow one (`--load_fast=false`) does the same, if
+    the folder's first file has such an event too; so every file has one. The fast one ignores it,
+    but drops what a tag's older values overlap with its newer ones.
+
+    Any number of threads may call it. A thread of its own flushes the file.
+    """
+
+    def __init__(self, *, folder: Path, flush_s: float, first_frames: int) -> None:
+        """Create the folder, if need be, and the file.
+
+        Args:
+          folder: where the event files of the run lie.
+          flush_s: a value is in the file after at most so many seconds.
+          first_frames: frame count from which this writer writes; 0 for a new run, the checkpoint's
+            when resuming.
+        """
+        if not 0 < flush_s <= MAX_FLUSH_S:
+            raise ValueError(f"Expect 0 < `flush_s` <= {MAX_FLUSH_S:g}, actually: {flush_s}")
+        if first_frames < 0:
+            raise ValueError(f"Expect `first_frames` >= 0, actually: {first_frames}")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file = _next_file(folder).open("xb")
+        self._records = RecordWriter(self._file)
+        self._lock = threading.Lock()
+        self._first_frames = first_frames
+        self._last_frames: dict[str, int] = {}
+        self._described: set[str] = set()
+        self._error: OSError | None = None
+        self._closing = threading.Event()
+        self._write(event_pb2.Event(wall_time=time.time(), file_version=_FILE_VERSION))
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._write(event_pb2.Event(wall_time=time.time(), step=first_frames, session_log=start))
+        self._file.flush()
+        self._flusher = threading.Thread(
+            target=self._keep_flushing, args=(flush_s,), name="event-flusher", daemon=True
+        )
+        self._flusher.start()
+
+    @property
+    def path(self) -> Path:
+        """The event file."""
+        return Path(self._file.name)
+
+    def scalar(self, tag: str, value: float, frames: int) -> None:
+        """Write one value; NaN, which means "nothing to tell", is skipped."""
+        self.scalars({tag: value}, frames)
+
+    def scalars(self, values: Mapping[str, float], frames: int) -> None:
+        """Write several tags' values at one frame count; NaNs are skipped."""
+        with self._lock:
+            at: dict[int, list[Any]] = {}
+            for tag, value in values.items():
+                if not math.isnan(value):
+                    message = summary_pb2.Summary.Value(tag=tag, simple_value=value)
+                    at.setdefault(self._free_frame(tag, frames), []).append(message)
+            for step, messages in at.items():
+                self._write_summary(messages, step)
+
+    def text(self, tag: str, text: str, frames: int) -> None:
+        """Write a text (Markdown) that TensorBoard shows under its Text tab."""
+        with self._lock:
+            tensor = tensor_pb2.TensorProto(
+                dtype=types_pb2.DT_STRING,
+                string_val=[text.encode()],
+                tensor_shape=tensor_shape_pb2.TensorShapeProto(
+                    dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)]
+                ),
+            )
+            plugin = summary_pb2.SummaryMetadata.PluginData(
+                plugin_name="text", content=TextPluginData(version=0).SerializeToString()
+            )
+            metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
+            value = summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
+            self._write_summary([value], self._free_frame(tag, frames))
+
+    def flush(self) -> None:
+        """Put everything written so far into the file, now."""
+        with self._lock:
+            self._file.flush()
+
+    def close(self) -> None:
+        """Flush and close the file. Closing twice is allowed."""
+        self._closing.set()
+        self._flusher.join()
+        with self._lock:
+            self._file.close()
+
+    def __enter__(self) -> EventWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+    def _free_frame(self, tag: str, frames: int) -> int:
+        least = self._last_frames.get(tag, self._first_frames - 1) + 1
+        self._last_frames[tag] = max(frames, least)
+        return self._last_frames[tag]
+
+    def _write_summary(self, messages: list[Any], step: int) -> None:
+        summary = summary_pb2.Summary(value=messages)
+        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
+
+    def _write(self, event: Any) -> None:
+        if self._error is not None:
+            raise OSError(f"{self.path}: cannot be written: {self._error}") from self._error
+        if self._file.closed:
+            raise ValueError(f"Expect an open event file, actually closed: {self.path}")
+        self._records.write(event.SerializeToString())
+
+    def _keep_flushing(self, flush_s: float) -> None:
+        while not self._closing.wait(flush_s):
+            try:
+                self.flush()
+            except OSError as error:  # disk full, say: the next caller gets it
+                self._error = error
+                return
+
+
+def _next_file(folder: Path) -> Path:
+    """Return a new name that sorts after all others: readers go by the order of the names."""
+    second = int(time.time())
+    for path in folder.glob(_FILE_PREFIX + "*"):
+        stamp = path.name.removeprefix(_FILE_PREFIX).split(".")[0]
+        if (
+            stamp.isdigit()
+        ):  # also where the other file was written in this second, or by a clock that ran ahead
+            second = max(second, int(stamp) + 1)
+    return folder / f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
+
+
+def event_files(folder: Path) -> list[Path]:
+    """Return a folder's event files, oldest first."""
+    return sorted(folder.glob(_FILE_PREFIX + "*"))
+
+
+def read_scalars(folder: Path) -> dict[str, Series]:
+    """Return every scalar tag of a run, all its event files merged in the order they were written.
+
+    What a writer states as its start (see EventWriter) drops older values from there on. A file
+    that breaks off, as a killed run or one still going leaves it, is read up to its last whole
+    record.
+    """
+    rows: dict[str, list[tuple[float, float, float]]] = {}
+    for path in event_files(folder):
+        for event in _events(path):
+            if event.session_log.status == event_pb2.SessionLog.START:
+                for tag, kept in rows.items():
+                    rows[tag] = [row for row in kept if row[0] < event.step]
+            for value in event.summary.value:
+                if value.WhichOneof("value") == "simple_value":
+                    row = (event.step, value.simple_value, event.wall_time)
+                    rows.setdefault(value.tag, []).append(row)
+    return {
+        tag: Series(*np.array(kept, dtype=np.float64).T.copy())
+        for tag, kept in rows.items()
+        if kept
+    }
+
+
+def _events(path: Path) -> Iterator[Any]:
+    """Yield the file's whole events (TFRecord: length, its checksum, data, the data's checksum).
+
+    Only the length's checksum is looked at: in pure Python the data's takes longer than all the
+    rest together.
+    """
+    with path.open("rb") as file:
+        while len(header := file.read(12)) == 12:
+            length, checksum = struct.unpack("<QI", header)
+            if masked_crc32c(header[:8]) != checksum:
+                return
+            data = file.read(length + 4)
+            if len(data) < length + 4:
+                return
+            try:
+                yield event_pb2.Event.FromString(data[:length])
+            except DecodeError:
+                return

@@ -1,0 +1,391 @@
+"""Every message that crosses a process, and the specs both sides must agree on.
+
+Messages are immutable NamedTuples of few large numpy arrays (struct of arrays): cheap to pickle, nothing optional,
+no torch tensors, no handles. Letters in shapes: E environments, B rows of a batch, T transitions, F frames,
+k frames in a stacked observation, A actions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class ObservationSpec(NamedTuple):
+    """What one stacked observation is made of.
+
+    Fields:
+      frame_shape: shape of one frame, e.g. (84, 84) or (4,).
+      dtype: numpy dtype name, "uint8" (scaled by 1/255 inside the network) or "float32" (used as it is).
+      stack: k, frames in an observation; its full shape is (k, *frame_shape).
+    """
+
+    frame_shape: tuple[int, ...]
+    dtype: str
+    stack: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one stacked observation, (k, *frame_shape)."""
+        return (self.stack, *self.frame_shape)
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of one uncompressed frame."""
+        return int(np.prod(self.frame_shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+class EnvironmentSpec(NamedTuple):
+    """What a run has to know of its environment.
+
+    Fields:
+      name: the game's short name, e.g. "pong"; for scores and file names.
+      observation: see ObservationSpec.
+      num_actions: A.
+      action_repeat_frames: emulator frames one agent step takes (4 on Atari, 1 elsewhere).
+      protocol: one sentence for the console that says what the id means (sticky actions, action set, life signal).
+    """
+
+    name: str
+    observation: ObservationSpec
+    num_actions: int
+    action_repeat_frames: int
+    protocol: str
+
+
+class TimeSteps(NamedTuple):
+    """What E environments answered to one `reset` or `step`.
+
+    Fields:
+      observation: dtype[E, k, *frame_shape], the stacks to act on next; zero-padded at a game's start.
+      reward: float32[E], raw (never clipped); 0 where `first`.
+      terminated: bool[E], the learning signal: no value follows (game over or, if so configured, a life lost).
+      truncated: bool[E], the game was cut at its time limit; the observation is its last and may be bootstrapped from.
+      first: bool[E], the observation opens a new game: the action sent was ignored and no transition leads here.
+      game_over: bool[E], the game ended here (terminated for good, or truncated); the next timestep is `first`.
+    """
+
+    observation: NDArray
+    reward: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    first: NDArray[np.bool_]
+    game_over: NDArray[np.bool_]
+
+
+class WeightsVersion(NamedTuple):
+    """Names the weights that acted. Orders by learner incarnation, then step, since a restarted learner goes back.
+
+    Fields:
+      incarnation: how many times the run's learner was started before this one.
+      learner_step: gradient updates done when the weights were published.
+    """
+
+    incarnation: int
+    learner_step: int
+
+
+class Weights(NamedTuple):
+    """One published set of weights.
+
+    Fields:
+      version: see WeightsVersion.
+      buffer: uint8[P], every parameter and buffer of the network back to back (common.networks.flatten_state).
+      agent_steps: agent steps of the whole run that replay had accepted when they were published.
+    """
+
+    version: WeightsVersion
+    buffer: NDArray[np.uint8]
+    agent_steps: int
+
+
+class SegmentName(NamedTuple):
+    """Names a segment for ever, so that a retried push is recognised.
+
+    Fields:
+      actor: index of the actor in the run.
+      incarnation: how many times that actor was started before.
+      sequence: segments this incarnation wrote before this one, over all its environments.
+    """
+
+    actor: int
+    incarnation: int
+    sequence: int
+
+
+class Segment(NamedTuple):
+    """A stretch of one environment's stream: F consecutive frames, each once, and the T transitions that live in them.
+
+    Immutable: the unit of pushing, storing, evicting and saving.
+
+    Fields:
+      name: see SegmentName.
+      blocks: uint8[...], lz4 blocks of `frames_per_block` consecutive frames (the last may hold fewer), back to back.
+      block_ends: int64[ceil(F / frames_per_block)], end offset of each block in `blocks`.
+      num_frames: F.
+      frames_per_block: frames in every block but the last.
+      newest_tm1: int32[T], index of the newest frame of s_tm1; s_tm1 is the k frames that end there.
+      newest_t: int32[T], the same for s_t.
+      depth_tm1: uint8[T], how many of those k frames belong to this game; the rest (the oldest) are zero padding.
+      depth_t: uint8[T], the same for s_t.
+      a_tm1: int32[T].
+      r_t: float32[T], n-step return; each reward was clipped (if so configured) before summing.
+      discount_t: float32[T], gamma to the steps really taken; 0 exactly where the game or life TERMINATED.
+      priority: float32[T], |n-step TD error| from the actor's own Q-values, before the exponent; 1 if replay is uniform.
+      weights_version: int64[T, 2], WeightsVersion whose weights chose a_tm1.
+    """
+
+    name: SegmentName
+    blocks: NDArray[np.uint8]
+    block_ends: NDArray[np.int64]
+    num_frames: int
+    frames_per_block: int
+    newest_tm1: NDArray[np.int32]
+    newest_t: NDArray[np.int32]
+    depth_tm1: NDArray[np.uint8]
+    depth_t: NDArray[np.uint8]
+    a_tm1: NDArray[np.int32]
+    r_t: NDArray[np.float32]
+    discount_t: NDArray[np.float32]
+    priority: NDArray[np.float32]
+    weights_version: NDArray[np.int64]
+
+    @property
+    def num_transitions(self) -> int:
+        """T."""
+        return len(self.a_tm1)
+
+
+class EpisodeRecord(NamedTuple):
+    """One whole training game, raw.
+
+    Fields:
+      episode_return: sum of raw rewards over the whole game (all lives).
+      agent_steps: its length.
+      epsilon: exploration rate of the environment that played it, when it ended.
+      ladder_position: float in [0, 1), where that environment stands on the ladder; quartiles are cut from it.
+    """
+
+    episode_return: float
+    agent_steps: int
+    epsilon: float
+    ladder_position: float
+
+
+class PhaseSeconds(NamedTuple):
+    """Wall time one worker spent per phase since it last reported.
+
+    Fields:
+      phases: (name, seconds) pairs, e.g. ("inference", 0.41).
+    """
+
+    phases: tuple[tuple[str, float], ...]
+
+
+class Push(NamedTuple):
+    """What an actor sends to one replay shard at once.
+
+    Fields:
+      segments: packed segments (common.packing.pack_segment).
+      transitions: how many transitions they hold.
+      episodes: games that ended since the last accepted push.
+      phases: wall time by phase since the last accepted push.
+    """
+
+    segments: tuple[bytes, ...]
+    transitions: int
+    episodes: tuple[EpisodeRecord, ...]
+    phases: PhaseSeconds
+
+
+class AddReply(NamedTuple):
+    """Answer to a push.
+
+    Fields:
+      accepted: False means "not yet": nothing was stored, push the same again later.
+      duplicate_segments: segments of it that were stored before (a retry) and were not stored again.
+    """
+
+    accepted: bool
+    duplicate_segments: int
+
+
+class RunCounts(NamedTuple):
+    """What the learner's client knows of the whole run; rides on each request so that every shard's limiter knows it.
+
+    Fields:
+      samples: transitions sampled over all shards.
+      inserts_elsewhere: transitions inserted into the other shards, as they last said.
+      learner_step: gradient updates done.
+    """
+
+    samples: int
+    inserts_elsewhere: int
+    learner_step: int
+
+
+class ShardCounts(NamedTuple):
+    """State of one shard, carried by every reply to the learner.
+
+    Fields:
+      inserts: transitions ever inserted into this shard.
+      transitions: live transitions.
+      mass: sum of (priority + 1e-6) ** alpha over them.
+    """
+
+    inserts: int
+    transitions: int
+    mass: float
+
+
+class SampleReply(NamedTuple):
+    """Compressed rows drawn from one shard; B is 0 when the shard is empty.
+
+    Fields:
+      counts: see ShardCounts.
+      ids: int64[B], insertion ids.
+      probability: float64[B], probability of each row in one draw from this shard.
+      a_tm1: int32[B].
+      r_t: float32[B].
+      discount_t: float32[B].
+      newest_tm1: int32[B], index of s_tm1's newest frame within the row's own decoded frames.
+      newest_t: int32[B], the same for s_t.
+      depth_tm1: uint8[B], as in Segment.
+      depth_t: uint8[B], as in Segment.
+      blocks: uint8[...], the lz4 blocks every row needs, back to back, row after row.
+      block_bytes: int32[N], compressed bytes of each block.
+      block_frames: int32[N], frames in each block.
+      row_blocks: int32[B], blocks of each row.
+    """
+
+    counts: ShardCounts
+    ids: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    a_tm1: NDArray[np.int32]
+    r_t: NDArray[np.float32]
+    discount_t: NDArray[np.float32]
+    newest_tm1: NDArray[np.int32]
+    newest_t: NDArray[np.int32]
+    depth_tm1: NDArray[np.uint8]
+    depth_t: NDArray[np.uint8]
+    blocks: NDArray[np.uint8]
+    block_bytes: NDArray[np.int32]
+    block_frames: NDArray[np.int32]
+    row_blocks: NDArray[np.int32]
+
+
+class Batch(NamedTuple):
+    """Decoded rows, ready for the device.
+
+    Fields:
+      ids: int64[B], insertion ids, unique over shards and restarts.
+      weight: float32[B], importance weight (N p)^-beta over the batch's largest.
+      s_tm1: dtype[B, k, *frame_shape].
+      a_tm1: int64[B].
+      r_t: float32[B].
+      discount_t: float32[B].
+      s_t: dtype[B, k, *frame_shape].
+    """
+
+    ids: NDArray[np.int64]
+    weight: NDArray[np.float32]
+    s_tm1: NDArray
+    a_tm1: NDArray[np.int64]
+    r_t: NDArray[np.float32]
+    discount_t: NDArray[np.float32]
+    s_t: NDArray
+
+
+class PriorityUpdate(NamedTuple):
+    """New priorities for rows that were trained on.
+
+    Fields:
+      ids: int64[B]; where an id comes twice, the last one counts.
+      priority: float32[B], |TD error| before the exponent, not importance-weighted.
+    """
+
+    ids: NDArray[np.int64]
+    priority: NDArray[np.float32]
+
+
+class ReplayReport(NamedTuple):
+    """What one shard tells the driver, about once a second.
+
+    Fields:
+      transitions: live transitions.
+      bytes: bytes of the live segments as stored.
+      inserts: transitions ever inserted.
+      samples: transitions ever sampled.
+      evicted: transitions ever evicted.
+      stale_priority_updates: priorities that came for evicted ids and were dropped, ever.
+      duplicate_segments: segments pushed twice and inserted once, ever.
+      refused_pushes: pushes answered "not yet", ever.
+      policy_lag_learner_steps: mean over the segments since the last report, learner step minus the acting version's;
+        NaN when there were none.
+      actors: indices of the actors whose segments came since the last report.
+      episodes: games that ended since the last report.
+      actor_phases: wall time of all actors by phase since the last report.
+      phases: the shard's own wall time by phase since the last report.
+    """
+
+    transitions: int
+    bytes: int
+    inserts: int
+    samples: int
+    evicted: int
+    stale_priority_updates: int
+    duplicate_segments: int
+    refused_pushes: int
+    policy_lag_learner_steps: float
+    actors: tuple[int, ...]
+    episodes: tuple[EpisodeRecord, ...]
+    actor_phases: PhaseSeconds
+    phases: PhaseSeconds
+
+
+class LearnerReport(NamedTuple):
+    """What the learner tells the driver, about once a second.
+
+    Fields:
+      version: the newest weights.
+      learner_step: gradient updates done, over all incarnations.
+      samples: transitions trained on, over all incarnations.
+      agent_steps: agent steps of the run that replay had accepted at the last sample.
+      td_loss: importance-weighted mean loss over the steps since the last report, NaN when there were none.
+      q_mean: mean Q(s_tm1, a_tm1) of the same steps.
+      grad_norm: mean gradient norm of the same steps, before clipping.
+      phases: wall time by phase since the last report.
+      last_checkpoint: path of the newest checkpoint, "" before the first.
+    """
+
+    version: WeightsVersion
+    learner_step: int
+    samples: int
+    agent_steps: int
+    td_loss: float
+    q_mean: float
+    grad_norm: float
+    phases: PhaseSeconds
+    last_checkpoint: str
+
+
+class EvaluationResult(NamedTuple):
+    """Whole games played greedily with one set of weights.
+
+    Fields:
+      version: the weights that played.
+      agent_steps: agent steps of the run when those weights were published.
+      returns: float64[G], raw return of each game.
+      lengths_agent_steps: int64[G].
+      epsilon: exploration rate used.
+      seconds: wall time it took.
+    """
+
+    version: WeightsVersion
+    agent_steps: int
+    returns: NDArray[np.float64]
+    lengths_agent_steps: NDArray[np.int64]
+    epsilon: float
+    seconds: float

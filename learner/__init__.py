@@ -1,0 +1,1 @@
+"""The process that learns: loss, optimiser, prefetch, checkpoint, weights to the actors."""

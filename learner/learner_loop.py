@@ -1,0 +1,173 @@
+"""Next batch -> step -> priorities -> publish: the plain loop of the learner."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from common.metrics import PhaseTimer
+from common.networks import flatten_state
+from common.types import LearnerReport, PriorityUpdate, Weights, WeightsVersion
+from learner.learner import DeviceBatch, Learner
+
+# Weights travel at most so often, however fast the learner steps.
+_LEAST_PUBLISH_S = 1.0
+
+
+class Fetcher(Protocol):
+    """Where device batches come from; see learner.prefetch."""
+
+    def get(self, timeout_s: float) -> tuple[NDArray[np.int64], DeviceBatch] | None:
+        """Return the next batch and its ids, or None if there is none in time."""
+        ...
+
+
+class LearnerLoop:
+    """Turns batches into weights and priorities.
+
+    The loop it lives in:
+
+        loop.publish()                               # before anything acts
+        while not done: loop.run_step(timeout_s)     # False: replay had nothing yet
+
+    Priorities of a step leave once the next step is launched, so a CUDA device never waits for them.
+    One thread only.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: Learner,
+        fetcher: Fetcher,
+        send_priorities: Callable[[PriorityUpdate], None],
+        send_weights: Callable[[Weights], None],
+        agent_steps: Callable[[], int],
+        incarnation: int,
+        publish_period_learner_steps: int,
+        samples: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """Wire the loop.
+
+        Args:
+          learner: networks and optimiser.
+          fetcher: device batches.
+          send_priorities: takes new priorities and does not wait.
+          send_weights: takes weights for the actors and does not wait.
+          agent_steps: agent steps of the whole run that replay has accepted.
+          incarnation: how many times the run's learner was started before.
+          publish_period_learner_steps: learner steps between two sets of weights.
+          samples: transitions trained on before, in a resumed run.
+          clock: seconds, monotonic.
+        """
+        self._learner = learner
+        self._fetcher = fetcher
+        self._send_priorities = send_priorities
+        self._send_weights = send_weights
+        self._agent_steps = agent_steps
+        self._incarnation = incarnation
+        self._publish_period = publish_period_learner_steps
+        self._samples = samples
+        self._clock = clock
+        self._published_s = -math.inf
+        self._published_step = -1
+        self._unsent: tuple[NDArray[np.int64], torch.Tensor, torch.cuda.Event | None] | None = None
+        self._sums = torch.zeros(3, device=learner.device)  # td_loss, q_mean, grad_norm
+        self._steps_since_report = 0
+        self._timer = PhaseTimer()
+
+    @property
+    def samples(self) -> int:
+        """Transitions trained on, over all incarnations."""
+        return self._samples
+
+    @property
+    def agent_steps(self) -> int:
+        """Agent steps of the whole run that replay has accepted."""
+        return self._agent_steps()
+
+    @property
+    def version(self) -> WeightsVersion:
+        """Version of the weights as they are now."""
+        return WeightsVersion(self._incarnation, self._learner.learner_step)
+
+    def publish(self) -> None:
+        """Send the weights as they are now."""
+        with self._timer.phase("publish"):
+            buffer = flatten_state(self._learner.network)
+            self._send_weights(Weights(self.version, buffer, self._agent_steps()))
+        self._published_s = self._clock()
+        self._published_step = self._learner.learner_step
+
+    def run_step(self, timeout_s: float) -> bool:
+        """Take one learner step; return False if no batch came in time."""
+        with self._timer.phase("wait"):
+            fetched = self._fetcher.get(timeout_s)
+        if fetched is None:
+            return False
+        ids, batch = fetched
+        with self._timer.phase("step"):
+            result = self._learner.step(batch)
+        with self._timer.phase("priorities"):
+            self.flush_priorities()
+            self._unsent = (ids, *_copy_to_host(result.priority))
+        self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
+        self._steps_since_report += 1
+        self._samples += len(ids)
+        due = self._learner.learner_step - self._published_step >= self._publish_period
+        if due and self._clock() - self._published_s >= _LEAST_PUBLISH_S:
+            self.publish()
+        return True
+
+    def flush_priorities(self) -> None:
+        """Send the priorities of the step before."""
+        if self._unsent is not None:
+            ids, priority, copied = self._unsent
+            self._unsent = None
+            if copied is not None:
+                copied.synchronize()
+            self._send_priorities(PriorityUpdate(ids, priority.numpy()))
+
+    def report(self, last_checkpoint: str) -> LearnerReport:
+        """Return what happened since the last report. Waits for the device, so call it about once a second.
+
+        Raises:
+          FloatingPointError: the loss or the gradient is no longer finite; training on would be worthless.
+        """
+        steps = self._steps_since_report
+        means = (self._sums / steps).tolist() if steps else [math.nan] * 3
+        self._sums.zero_()
+        self._steps_since_report = 0
+        if steps and not all(map(math.isfinite, means)):
+            loss, q_mean, grad_norm = means
+            raise FloatingPointError(
+                f"Expect finite numbers from the learner, actually at learner step "
+                f"{self._learner.learner_step}: loss {loss}, mean Q {q_mean}, gradient norm {grad_norm}"
+            )
+        return LearnerReport(
+            version=self.version,
+            learner_step=self._learner.learner_step,
+            samples=self._samples,
+            agent_steps=self._agent_steps(),
+            td_loss=means[0],
+            q_mean=means[1],
+            grad_norm=means[2],
+            phases=self._timer.drain(),
+            last_checkpoint=last_checkpoint,
+        )
+
+
+def _copy_to_host(priority: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+    """Start copying to pinned memory; the event says when it is done (None: it is there already)."""
+    if priority.device.type != "cuda":
+        return priority, None
+    host = torch.empty(priority.shape, dtype=priority.dtype, pin_memory=True)
+    host.copy_(priority, non_blocking=True)
+    event = torch.cuda.Event()
+    event.record()
+    return host, event

@@ -1,0 +1,71 @@
+"""Builds replay's cores from the configuration: the same objects for Ray and for `--serial`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from common.config import Config
+from common.seeding import derive_seed
+from common.types import EnvironmentSpec
+from replay.decoding import Decoder
+from replay.handles import ShardHandle
+from replay.prioritized import PrioritizedReplay
+from replay.rate_limiter import RateLimiter
+from replay.sampler import ReplaySampler
+from replay.shard import ReplayShard
+from replay.storage import SegmentStorage
+
+
+def make_limiter(config: Config) -> RateLimiter:
+    """Return the run's rate limiter."""
+    return RateLimiter(
+        min_size=config.replay.min_size,
+        samples_per_insert=config.replay.samples_per_insert,
+        band=config.band,
+    )
+
+
+def make_shard(
+    config: Config, spec: EnvironmentSpec, *, shard: int, incarnation: int, max_bytes: int
+) -> ReplayShard:
+    """Return an empty shard.
+
+    Args:
+      config: the run.
+      spec: its environment.
+      shard: index of the shard.
+      incarnation: how many times it was started before.
+      max_bytes: most bytes over all shards.
+    """
+    capacity = config.replay.capacity // config.replay.shards
+    storage = SegmentStorage(
+        capacity=capacity,
+        max_bytes=max_bytes // config.replay.shards,
+        shard=shard,
+        incarnation=incarnation,
+        stack=spec.observation.stack,
+    )
+    replay = PrioritizedReplay(
+        storage=storage,
+        capacity=capacity,
+        alpha=config.replay.priority_exponent,
+        rng=np.random.default_rng(derive_seed(config.seed, "replay", shard)),
+    )
+    return ReplayShard(replay=replay, limiter=make_limiter(config))
+
+
+def make_sampler(
+    config: Config, spec: EnvironmentSpec, *, shards: Sequence[ShardHandle], in_flight: int
+) -> ReplaySampler:
+    """Return the learner's sampler over `shards`, with at most `in_flight` batches asked for ahead."""
+    return ReplaySampler(
+        shards=shards,
+        batch_size=config.learner.batch_size,
+        beta=config.replay.importance_exponent,
+        limiter=make_limiter(config),
+        decoder=Decoder(spec=spec.observation, threads=config.learner.decode_threads),
+        rng=np.random.default_rng(derive_seed(config.seed, "sampler", 0)),
+        in_flight=in_flight,
+    )

@@ -1,0 +1,90 @@
+"""How clients talk to a shard, whether it lives in this process or behind Ray."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeVar
+
+from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
+from replay.shard import ReplayShard
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Pending(Protocol[T_co]):
+    """An answer under way."""
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait at most so long; return whether the answer is there."""
+        ...
+
+    def result(self) -> T_co:
+        """Return the answer, or raise what went wrong; TimeoutError when the shard does not answer at all."""
+        ...
+
+
+class ShardHandle(Protocol):
+    """One replay shard; see replay.shard.ReplayShard for what the calls do."""
+
+    def prepare(self, push: Push) -> Any:
+        """Return what `add` takes; made once for a push, however often it has to be offered."""
+        ...
+
+    def add(self, prepared: Any) -> Pending[AddReply]:
+        """Offer a push."""
+        ...
+
+    def sample(self, num: int, run: RunCounts) -> Pending[SampleReply]:
+        """Ask for rows."""
+        ...
+
+    def counts(self, run: RunCounts) -> Pending[ShardCounts]:
+        """Ask for the shard's counts and tell it the run's."""
+        ...
+
+    def update_priorities(self, update: PriorityUpdate) -> Pending[int]:
+        """Send new priorities."""
+        ...
+
+
+class Done:
+    """An answer that is there already."""
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return True at once."""
+        del timeout_s
+        return True
+
+    def result(self) -> Any:
+        """Return the answer."""
+        return self._value
+
+
+class LocalShard:
+    """A shard in this process: `--serial`, tests, benchmarks."""
+
+    def __init__(self, shard: ReplayShard) -> None:
+        self._shard = shard
+
+    def prepare(self, push: Push) -> Push:
+        """Return the push itself."""
+        return push
+
+    def add(self, prepared: Push) -> Pending[AddReply]:
+        """Insert now."""
+        return Done(self._shard.add(prepared))
+
+    def sample(self, num: int, run: RunCounts) -> Pending[SampleReply]:
+        """Sample now."""
+        return Done(self._shard.sample(num, run))
+
+    def counts(self, run: RunCounts) -> Pending[ShardCounts]:
+        """Count now."""
+        return Done(self._shard.counts(run))
+
+    def update_priorities(self, update: PriorityUpdate) -> Pending[int]:
+        """Update now."""
+        return Done(self._shard.update_priorities(update))

@@ -1,0 +1,132 @@
+"""Prioritised replay over compressed segments (Schaul et al. 2016); uniform is the case alpha = 0."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.types import PriorityUpdate, SampleReply, ShardCounts
+from replay.storage import Added, SegmentStorage
+from replay.sum_tree import SumTree
+
+# Keeps a transition without error sampleable (Schaul et al. 2016, section 3.3).
+_PRIORITY_EPSILON = 1e-6
+
+
+class PrioritizedReplay:
+    """Stores segments and draws transitions i with probability p_i = (|td_i| + 1e-6)^alpha / sum_j (|td_j| + 1e-6)^alpha.
+
+    Schaul et al. 2016, equation 1. Draws are stratified: the total mass is cut into as many equal parts as rows are
+    asked for, and one row is drawn from each (ibid., section 3.3). Not thread-safe.
+    """
+
+    def __init__(
+        self, *, storage: SegmentStorage, capacity: int, alpha: float, rng: np.random.Generator
+    ) -> None:
+        """Prepare an empty replay.
+
+        Args:
+          storage: an empty storage.
+          capacity: its capacity in transitions.
+          alpha: priority exponent; 0 is uniform.
+          rng: draws the samples.
+        """
+        if alpha < 0:
+            raise ValueError(f"Expect `alpha` >= 0, actually: {alpha}")
+        self._storage = storage
+        self._alpha = alpha
+        self._rng = rng
+        self._tree = SumTree(capacity)
+
+    @property
+    def storage(self) -> SegmentStorage:
+        """The segments."""
+        return self._storage
+
+    def add(self, packed: bytes) -> Added | None:
+        """Insert one packed segment; see SegmentStorage.add."""
+        added = self._storage.add(packed)
+        if added is not None:
+            if len(added.evicted_slots):
+                self._tree.set(added.evicted_slots, np.zeros(len(added.evicted_slots)))
+            self._tree.set(added.slots, self._mass(added.priority))
+        return added
+
+    def update_priorities(self, update: PriorityUpdate) -> int:
+        """Set new priorities and return how many were dropped because their transition is gone.
+
+        Raises:
+          ValueError: a priority is negative or not finite; nothing was changed.
+        """
+        good = np.isfinite(update.priority) & (update.priority >= 0)
+        if not np.all(good):
+            bad = update.priority[~good][0]
+            raise ValueError(f"Expect finite priorities >= 0, actually: {bad}")
+        slots, live = self._storage.live_slots(update.ids)
+        if np.any(live):
+            self._tree.set(slots[live], self._mass(update.priority[live]))
+        return int(np.count_nonzero(~live))
+
+    def counts(self) -> ShardCounts:
+        """Return the state that rides on every reply."""
+        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total)
+
+    def sample(self, num: int) -> SampleReply:
+        """Draw `num` rows (none while empty) with the compressed blocks they need."""
+        if num < 1:
+            raise ValueError(f"Expect `num` >= 1, actually: {num}")
+        slots = self._draw(num if len(self._storage) else 0)
+        rows = self._storage.rows(slots)
+        parts: list[memoryview] = []
+        bounds: list[NDArray[np.int64]] = []
+        last_block: list[int] = []  # frames in each row's last block
+        spans = zip(
+            rows["segment"].tolist(),
+            rows["first_block"].tolist(),
+            rows["num_blocks"].tolist(),
+            strict=True,
+        )
+        frames_per_block = 0
+        for number, first, count in spans:
+            segment = self._storage.segment(number)
+            bound = segment.block_bounds[first : first + count + 1]
+            start = segment.blocks_start
+            parts.append(memoryview(segment.packed)[start + int(bound[0]) : start + int(bound[-1])])
+            bounds.append(np.diff(bound))
+            frames_per_block = segment.frames_per_block
+            last_block.append(
+                min(frames_per_block, segment.num_frames - (first + count - 1) * frames_per_block)
+            )
+        block_bytes = np.concatenate(bounds) if bounds else np.zeros(0)
+        block_frames = np.full(len(block_bytes), frames_per_block, np.int32)
+        block_frames[np.cumsum(rows["num_blocks"]) - 1] = last_block
+        return SampleReply(
+            counts=self.counts(),
+            ids=rows["id"].copy(),
+            probability=self._tree.get(slots) / max(self._tree.total, np.finfo(np.float64).tiny),
+            a_tm1=rows["a_tm1"].copy(),
+            r_t=rows["r_t"].copy(),
+            discount_t=rows["discount_t"].copy(),
+            newest_tm1=rows["newest_tm1"].copy(),
+            newest_t=rows["newest_t"].copy(),
+            depth_tm1=rows["depth_tm1"].copy(),
+            depth_t=rows["depth_t"].copy(),
+            blocks=np.frombuffer(b"".join(parts), np.uint8),
+            block_bytes=block_bytes.astype(np.int32),
+            block_frames=block_frames,
+            row_blocks=rows["num_blocks"].copy(),
+        )
+
+    def check_valid(self) -> None:
+        """Raise AssertionError unless tree and storage agree."""
+        self._storage.check_valid()
+        self._tree.check_valid()
+
+    def _draw(self, num: int) -> NDArray[np.int64]:
+        if num == 0:
+            return np.zeros(0, np.int64)
+        strata = (np.arange(num) + self._rng.random(num)) / num
+        return self._tree.query(strata * self._tree.total)
+
+    def _mass(self, priority: NDArray[np.float32]) -> NDArray[np.float64]:
+        return (priority.astype(np.float64) + _PRIORITY_EPSILON) ** self._alpha

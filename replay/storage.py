@@ -1,0 +1,239 @@
+"""FIFO of segments: ids, slots and bytes. Knows nothing of priorities or of reinforcement learning."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.packing import check_segment, unpack_segment
+from common.types import SegmentName
+
+# An insertion id: shard in the top 7 bits, the shard's incarnation in 16, position in the shard's stream in 40.
+_POSITION_BITS = 40
+_INCARNATION_BITS = 16
+_POSITION_MASK = (1 << _POSITION_BITS) - 1
+MAX_SHARDS = 1 << 7
+
+# How many segment names back a repeated push is recognised.
+_REMEMBERED_NAMES = 65_536
+
+# One live transition. The frames it needs are whole blocks: bytes start..stop of its segment, and its indices count
+# from the first of those frames.
+ROW = np.dtype(
+    [
+        ("id", np.int64),
+        ("segment", np.int64),  # running number of its segment in this shard
+        ("a_tm1", np.int32),
+        ("r_t", np.float32),
+        ("discount_t", np.float32),
+        ("first_block", np.int32),
+        ("num_blocks", np.int32),
+        ("newest_tm1", np.int32),
+        ("newest_t", np.int32),
+        ("depth_tm1", np.uint8),
+        ("depth_t", np.uint8),
+    ]
+)
+
+
+def shard_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return int64[B], the shard that issued each id."""
+    return ids >> (_POSITION_BITS + _INCARNATION_BITS)
+
+
+class StoredSegment(NamedTuple):
+    """One live segment.
+
+    Fields:
+      packed: the bytes that came in.
+      blocks_start: where its blocks begin in `packed`.
+      block_bounds: list of int, offsets of the blocks' bounds within the blocks, from 0 to their end.
+      num_frames: F.
+      frames_per_block: frames in every block but the last.
+      num_transitions: T.
+    """
+
+    packed: bytes
+    blocks_start: int
+    block_bounds: NDArray[np.int64]
+    num_frames: int
+    frames_per_block: int
+    num_transitions: int
+
+
+class Added(NamedTuple):
+    """What one insertion changed.
+
+    Fields:
+      name: the segment's.
+      slots: int64[T], where the new transitions lie.
+      priority: float32[T], as pushed.
+      weights_version: int64[T, 2], as pushed.
+      evicted_slots: int64[...], slots emptied to make room; some may be among `slots`.
+    """
+
+    name: SegmentName
+    slots: NDArray[np.int64]
+    priority: NDArray[np.float32]
+    weights_version: NDArray[np.int64]
+    evicted_slots: NDArray[np.int64]
+
+
+class SegmentStorage:
+    """Holds the newest segments, bounded by transitions and by bytes; whole segments leave, oldest first (FIFO).
+
+    A transition's slot is its position in the stream modulo the capacity; its id is its position with the shard's
+    name in front, so an id is never reused and a stale one is recognised. Not thread-safe.
+    """
+
+    def __init__(
+        self, *, capacity: int, max_bytes: int, shard: int, incarnation: int, stack: int
+    ) -> None:
+        """Prepare an empty ring.
+
+        Args:
+          capacity: most live transitions.
+          max_bytes: most bytes of live packed segments.
+          shard: index of this shard in the run, 0..127.
+          incarnation: how many times this shard was started before.
+          stack: k, frames in an observation.
+        """
+        if capacity < 1:
+            raise ValueError(f"Expect `capacity` >= 1, actually: {capacity}")
+        if not 0 <= shard < MAX_SHARDS:
+            raise ValueError(f"Expect `shard` from 0 to {MAX_SHARDS - 1}, actually: {shard}")
+        self._capacity = capacity
+        self._max_bytes = max_bytes
+        self._prefix = (shard << (_POSITION_BITS + _INCARNATION_BITS)) | (
+            incarnation << _POSITION_BITS
+        )
+        self._stack = stack
+        self._rows = np.zeros(capacity, ROW)
+        self._segments: dict[int, StoredSegment] = {}
+        self._order: deque[int] = deque()
+        self._names: OrderedDict[SegmentName, None] = OrderedDict()
+        self._next_segment = 0
+        self._first = 0  # position of the oldest live transition
+        self._next = 0  # position of the next one
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        """Live transitions."""
+        return self._next - self._first
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the live segments as stored."""
+        return self._bytes
+
+    @property
+    def inserted(self) -> int:
+        """Transitions ever inserted."""
+        return self._next
+
+    @property
+    def evicted(self) -> int:
+        """Transitions ever evicted."""
+        return self._first
+
+    def knows(self, name: SegmentName) -> bool:
+        """Whether a segment of this name was inserted lately; a push of it again is a retry."""
+        return name in self._names
+
+    def add(self, packed: bytes) -> Added | None:
+        """Insert one packed segment, evicting old ones to make room.
+
+        Returns:
+          What changed, or None for a segment that was inserted before.
+
+        Raises:
+          PackingError: `packed` is not a sound segment; nothing was changed.
+          ValueError: the segment alone is larger than the storage.
+        """
+        segment = unpack_segment(packed)
+        check_segment(segment, self._stack)
+        if self.knows(segment.name):
+            return None
+        count = segment.num_transitions
+        if count > self._capacity or len(packed) > self._max_bytes:
+            raise ValueError(
+                f"Expect a segment of <= {self._capacity} transitions and {self._max_bytes} bytes, "
+                f"actually: {count} and {len(packed)}"
+            )
+        evicted = self._make_room(count, len(packed))
+        positions = np.arange(self._next, self._next + count)
+        slots = positions % self._capacity
+        first_frame = segment.newest_tm1 - segment.depth_tm1.astype(np.int32) + 1
+        first_block = first_frame // segment.frames_per_block
+        offset = first_block * segment.frames_per_block
+        rows = np.empty(count, ROW)
+        rows["id"] = positions | self._prefix
+        rows["segment"] = self._next_segment
+        rows["a_tm1"] = segment.a_tm1
+        rows["r_t"] = segment.r_t
+        rows["discount_t"] = segment.discount_t
+        rows["first_block"] = first_block
+        rows["num_blocks"] = segment.newest_t // segment.frames_per_block - first_block + 1
+        rows["newest_tm1"] = segment.newest_tm1 - offset
+        rows["newest_t"] = segment.newest_t - offset
+        rows["depth_tm1"] = segment.depth_tm1
+        rows["depth_t"] = segment.depth_t
+        self._rows[slots] = rows
+        self._segments[self._next_segment] = StoredSegment(
+            packed=packed,
+            blocks_start=len(packed) - 4 - len(segment.blocks),
+            block_bounds=np.concatenate([[0], segment.block_ends]),
+            num_frames=segment.num_frames,
+            frames_per_block=segment.frames_per_block,
+            num_transitions=count,
+        )
+        self._order.append(self._next_segment)
+        self._next_segment += 1
+        self._next += count
+        self._bytes += len(packed)
+        self._names[segment.name] = None
+        if len(self._names) > _REMEMBERED_NAMES:
+            self._names.popitem(last=False)
+        return Added(segment.name, slots, segment.priority, segment.weights_version, evicted)
+
+    def rows(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
+        """Return ROW[B], a copy of the live rows in these slots."""
+        return self._rows[slots]
+
+    def segment(self, number: int) -> StoredSegment:
+        """Return the live segment of this running number."""
+        return self._segments[number]
+
+    def live_slots(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return (slots int64[B], live bool[B]) of ids; a slot is meaningless where not live."""
+        positions = ids & _POSITION_MASK
+        slots = positions % self._capacity
+        live = (positions >= self._first) & (positions < self._next)
+        return slots, live & (self._rows["id"][slots] == ids)
+
+    def check_valid(self) -> None:
+        """Raise AssertionError unless counts, bytes and rows agree."""
+        segments = [self._segments[number] for number in self._order]
+        assert len(segments) == len(self._segments), "a segment is lost"
+        assert sum(s.num_transitions for s in segments) == len(self), "transitions do not add up"
+        assert sum(len(s.packed) for s in segments) == self._bytes, "bytes do not add up"
+        assert len(self) <= self._capacity, f"{len(self)} transitions > {self._capacity}"
+        assert self._bytes <= self._max_bytes, f"{self._bytes} bytes > {self._max_bytes}"
+        live = np.arange(self._first, self._next)
+        rows = self._rows[live % self._capacity]
+        assert np.array_equal(rows["id"], live | self._prefix), "ids do not follow positions"
+        numbers = np.repeat(np.array(self._order, np.int64), [s.num_transitions for s in segments])
+        assert np.array_equal(rows["segment"], numbers), "a live row lacks its segment"
+
+    def _make_room(self, transitions: int, num_bytes: int) -> NDArray[np.int64]:
+        first = self._first
+        while self._order and (
+            len(self) + transitions > self._capacity or self._bytes + num_bytes > self._max_bytes
+        ):
+            oldest = self._segments.pop(self._order.popleft())
+            self._first += oldest.num_transitions
+            self._bytes -= len(oldest.packed)
+        return np.arange(first, self._first) % self._capacity

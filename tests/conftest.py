@@ -1,0 +1,38 @@
+"""What every test shares: one Ray for the session, shut off from any other and from the user's own settings."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+# Ray reads these when it is imported, the authentication mode for good; no test module is imported before this one.
+# The token lives in this session's environment, which Ray's processes inherit: ~/.ray/auth_token is neither read nor written.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# A reference that slips into a plain pickle keeps its object alive for ever: refuse instead.
+os.environ["RAY_allow_out_of_band_object_ref_serialization"] = "0"  # noqa: SIM112
+# A cluster this shell happens to point at is none of the tests' business.
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A Ray of two CPUs and a 300 MiB object store, started once (about 5 s) and shut down at the end.
+
+    It is shared: a test ends the actors it starts, and asks nothing of the cluster's whole state.
+    """
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

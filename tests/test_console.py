@@ -1,0 +1,410 @@
+"""Console: a live block on a terminal, plain lines elsewhere, and the log."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from common import console as console_module
+from common.console import (
+    Console,
+    RunStatus,
+    format_bytes,
+    format_count,
+    format_duration,
+    format_percent,
+    format_score,
+    status_line,
+)
+
+NAN = math.nan
+STATUS = RunStatus(
+    frames=12_400_000,
+    total_frames=50_000_000,
+    eta_s=24_060.0,
+    frames_per_s=1563.2,
+    learner_steps_per_s=24.13,
+    train_return=-3.21,
+    eval_score=12.41,
+    human_normalized=0.912,
+    samples_per_insert=8.021,
+    replay_fill=0.6,
+    replay_bytes=3.41e9,
+    policy_lag=120.4,
+    limiting_stage="acting",
+    elapsed_s=7980.0,
+)
+UNKNOWN = RunStatus(
+    frames=0,
+    total_frames=50_000_000,
+    eta_s=NAN,
+    frames_per_s=NAN,
+    learner_steps_per_s=NAN,
+    train_return=NAN,
+    eval_score=NAN,
+    human_normalized=None,
+    samples_per_insert=NAN,
+    replay_fill=0.0,
+    replay_bytes=0,
+    policy_lag=NAN,
+    limiting_stage="starting",
+    elapsed_s=0.0,
+)
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal, and shows what one would."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def rows(self) -> list[str]:
+        """Return what is on the screen: colours dropped, cursor moves and erased lines obeyed."""
+        rows, row, column = [""], 0, 0
+        for part in re.findall(r"\x1b\[[?\d;]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", self.getvalue()):
+            if part == "\r":
+                column = 0
+            elif part == "\n":
+                row, column = row + 1, 0
+                rows += [""] * (row + 1 - len(rows))
+            elif part == "\x1b[2K":
+                rows[row] = ""
+            elif re.fullmatch(r"\x1b\[\d+A", part):
+                row -= int(part[2:-1])
+            elif part.endswith("m") and part.startswith("\x1b"):
+                pass
+            else:
+                assert not part.startswith("\x1b"), f"unknown control {part!r}"
+                rows[row] = rows[row][:column] + part + rows[row][column + len(part) :]
+                column += len(part)
+        return [line.rstrip() for line in rows]
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "LINES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    return Terminal()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (24.13, "24.1"),
+        (0.354, "0.354"),
+        (999.4, "999"),
+        (999.5, "1.0k"),
+        (1_000, "1.0k"),
+        (1_234_567, "1.2M"),
+        (99_940, "99.9k"),
+        (99_950, "100k"),
+        (999_499, "999k"),
+        (999_500, "1.0M"),
+        (50_000_000, "50.0M"),
+        (2.5e9, "2.5B"),
+        (5e15, "5000T"),
+        (-1_500, "-1.5k"),
+        (NAN, "-"),
+        (math.inf, "-"),
+    ],
+)
+def test_counts_are_short_and_never_show_a_thousand_of_a_unit(value: float, text: str) -> None:
+    assert format_count(value) == text
+
+
+def test_bytes_use_powers_of_1000() -> None:
+    assert [format_bytes(value) for value in (0, 812, 3.41e9, 2e12, NAN)] == [
+        "0 B",
+        "812 B",
+        "3.4 GB",
+        "2.0 TB",
+        "-",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (-5, "0 s"),
+        (45.4, "45 s"),
+        (59.6, "1 min"),
+        (605, "10 min 5 s"),
+        (3_600, "1 h"),
+        (24_060, "6 h 41 min"),
+        (86_400 + 3 * 3_600 + 59, "1 d 3 h"),
+        (86_400 + 59, "1 d"),
+        (NAN, "-"),
+        (math.inf, "-"),
+    ],
+)
+def test_durations_show_their_two_largest_units(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+def test_scores_and_shares_for_people() -> None:
+    assert [format_score(value) for value in (-3.21, 999.0, 12_345.6, NAN)] == [
+        "-3.2",
+        "999.0",
+        "12,346",
+        "-",
+    ]
+    assert [format_percent(share) for share in (0.604, 1.3, None, NAN)] == ["60%", "130%", "-", "-"]
+
+
+def test_status_line_tells_everything_in_ascii() -> None:
+    line = status_line(STATUS)
+    assert line == (
+        "12.4M/50.0M frames (25%), ETA 6 h 41 min, 1.6k frames/s, 24.1 learner steps/s, "
+        "return -3.2, eval 12.4 (91% of human), samples/insert 8.02, replay 60% full, 3.4 GB, "
+        "policy lag 120, limited by acting"
+    )
+    assert line.isascii()
+
+
+def test_status_line_of_a_run_that_just_started_shows_dashes() -> None:
+    line = status_line(UNKNOWN)
+    assert "ETA -" in line
+    assert "eval -," in line
+    assert "nan" not in line.lower()
+
+
+def test_piped_output_gets_a_line_at_most_every_ten_seconds() -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream=stream, log_file=None, clock=clock)
+    for second in range(21):
+        clock.now_s = 100.0 + second
+        console.update(STATUS._replace(frames=second))
+    lines = stream.getvalue().splitlines()
+    assert [line.split("/")[0] for line in lines] == [f"[2 h 13 min] {n}" for n in (0, 10, 20)]
+    assert "\x1b" not in stream.getvalue()
+    console.close()
+    assert stream.getvalue().splitlines() == lines, "the last status was out already"
+
+
+def test_closing_prints_the_last_status_where_it_was_not_out_yet() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Console(stream=stream, log_file=None, clock=clock) as console:
+        console.update(STATUS._replace(frames=1))
+        console.update(STATUS._replace(frames=2))
+    assert len(stream.getvalue().splitlines()) == 2
+    console.close()
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_notes_are_printed_at_once_and_word_for_word() -> None:
+    stream = io.StringIO()
+    text = "run folder: [bold]/very/long[/bold] :smile: " + "x" * 300
+    Console(stream=stream, log_file=None, clock=Clock()).note(text)
+    assert stream.getvalue() == text + "\n"
+
+
+def test_nothing_is_printed_by_a_console_that_was_told_nothing() -> None:
+    stream = io.StringIO()
+    with Console(stream=stream, log_file=None, clock=Clock()):
+        pass
+    assert stream.getvalue() == ""
+
+
+def test_log_gets_notes_and_a_status_line_a_minute_with_the_time(tmp_path: Path) -> None:
+    log, clock = tmp_path / "log.txt", Clock()
+    log.write_text("from the run before\n")
+    console = Console(stream=io.StringIO(), log_file=log, clock=clock)
+    for second in range(121):
+        clock.now_s = 100.0 + second
+        console.update(STATUS._replace(frames=second))
+    console.note("actor 3 restarted")
+    console.update(STATUS._replace(frames=500))
+    console.close()
+    first, *lines = log.read_text().splitlines()
+    assert first == "from the run before"
+    stamps, texts = zip(*(re.split(r"(?<=[+-]\d\d:\d\d) ", line) for line in lines), strict=True)
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[+-]\d\d:\d\d", s) for s in stamps)
+    assert [text.split("/")[0] for text in texts] == ["0", "60", "120", "actor 3 restarted", "500"]
+
+
+def test_terminal_shows_one_block_with_notes_and_prints_above_it(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with Console(stream=terminal, log_file=None, clock=Clock()) as console:
+        console.note("before")
+        for frames in (1_000, 2_000, 3_000):
+            console.update(STATUS._replace(frames=frames))
+            console.note(f"note at {frames}")
+            print(f"print at {frames}")
+        console.update(STATUS)
+    assert sys.stdout is terminal
+    print("after")
+    rows = terminal.rows()
+    above = [f"{how} at {frames}" for frames in (1_000, 2_000, 3_000) for how in ("note", "print")]
+    assert rows[:7] == ["before", *above]
+    block = "\n".join(rows[7:-2])
+    assert rows[7].startswith("╭─ Troop ─")
+    assert rows[-3].startswith("╰─")
+    assert rows[-2:] == ["after", ""]
+    for text in (
+        "12.4M of 50.0M frames",
+        "25% ETA 6 h 41 min",
+        "elapsed  2 h 13 min",
+        "1.6k frames/s",
+        "24.1 steps/s",
+        "return         -3.2",
+        "12.4 (91% of human)",
+        "samples/insert 8.02",
+        "60% full, 3.4 GB",
+        "120 learner steps",
+        "limited by acting: more actors",
+    ):
+        assert text in block
+    assert "\n".join(rows).count("Troop") == 1
+
+
+@pytest.mark.parametrize("columns", [20, 40, 80, 200])
+def test_block_keeps_its_height_and_fits_at_any_width(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Console(stream=terminal, log_file=None, clock=Clock()) as console:
+        console.update(UNKNOWN)
+        console.update(STATUS)
+    rows = terminal.rows()
+    assert len(rows) == 8 + 1
+    assert max(map(len, rows)) <= min(columns, 100)
+
+
+def test_terminal_is_given_back_after_ctrl_c(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        Console(stream=terminal, log_file=None, clock=Clock()) as console,
+    ):
+        console.update(STATUS)
+        raise KeyboardInterrupt
+    assert sys.stdout is terminal
+    assert terminal.rows()[-1] == "", "the block ends with a line of its own"
+
+
+def test_cursor_is_never_hidden_so_that_even_a_killed_run_leaves_it(terminal: Terminal) -> None:
+    with Console(stream=terminal, log_file=None, clock=Clock()) as console:
+        console.update(STATUS)
+    assert "\x1b[?25" not in terminal.getvalue()
+
+
+def test_note_from_within_an_update_is_not_a_deadlock(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(stream=terminal, log_file=None, clock=Clock())
+    real = console_module.status_block
+
+    def interrupted(status: RunStatus) -> object:  # as a signal handler would
+        console.note("signal")
+        return real(status)
+
+    monkeypatch.setattr(console_module, "status_block", interrupted)
+    console.update(STATUS)
+    console.update(STATUS)
+    console.close()
+    assert terminal.rows().count("signal") == 2
+
+
+def test_dumb_terminal_gets_plain_lines(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    with Console(stream=terminal, log_file=None, clock=Clock()) as console:
+        console.update(STATUS)
+    assert terminal.getvalue().startswith("[2 h 13 min] 12.4M/50.0M frames")
+
+
+def test_errors_sent_to_a_file_stay_there(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", errors)
+    with Console(stream=terminal, log_file=None, clock=Clock()) as console:
+        console.update(STATUS)
+        print("oh", file=sys.stderr)
+    assert errors.getvalue() == "oh\n"
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, "tests")
+from common.console import Console
+from test_console import STATUS
+with Console(stream=sys.stdout, log_file=Path(sys.argv[1]), clock=time.monotonic) as console:
+    console.note("naïve")
+    sys.stdin.readline()
+    console.update(STATUS)
+    console.note("second")
+    print("third", flush=True)
+"""
+
+
+def test_run_goes_on_with_the_log_alone_when_nobody_reads_its_output(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    with subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(log)],
+        cwd=Path(console_module.__file__).parent.parent,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == b"na\\xefve\n"
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+    logged = log.read_text()
+    assert "the output is gone ([Errno 32] Broken pipe)" in logged
+    assert "second" in logged
+
+
+def test_terminal_that_hangs_up_is_let_go(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(sys, "stdout", terminal)
+    log = tmp_path / "log.txt"
+    with Console(stream=terminal, log_file=log, clock=Clock()) as console:
+        console.update(STATUS)
+
+        def hung_up(text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+        monkeypatch.setattr(terminal, "write", hung_up)
+        console.update(STATUS)
+        assert sys.stdout is terminal, "prints no longer pass through the block"
+        console.note("still here")
+    assert "the output is gone ([Errno 5] Input/output error)" in log.read_text()
+    assert "still here" in log.read_text()

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions, van_der_corput
+
+SIZES = [(1, 1), (1, 2), (2, 1), (4, 2), (3, 5), (16, 8), (360, 1)]
+
+
+def test_ladder_of_four_environments_is_the_formula_by_hand() -> None:
+    # N = 2, E = 2: ranks of actor 0 are 0 and 2, of actor 1 are 1 and 3; the last rank is 3.
+    np.testing.assert_allclose(
+        epsilon_ladder(2, 2, 0, 0.4, 7.0), [0.4**1.0, 0.4 ** (1 + 7 * 2 / 3)], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        epsilon_ladder(2, 2, 1, 0.4, 7.0), [0.4 ** (1 + 7 * 1 / 3), 0.4**8.0], rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("num_actors", "num_envs"), SIZES)
+def test_all_actors_together_hold_the_whole_ladder(num_actors: int, num_envs: int) -> None:
+    ladder = np.stack(
+        [epsilon_ladder(num_actors, num_envs, a, 0.4, 7.0) for a in range(num_actors)]
+    )
+    size = num_actors * num_envs
+    exponents = [1 + 7 * i / (size - 1) for i in range(size)] if size > 1 else [1.0]
+    assert ladder.dtype == np.float64
+    np.testing.assert_allclose(ladder.T.ravel(), 0.4 ** np.array(exponents), rtol=1e-12)
+
+
+def test_a_single_environment_explores_with_the_base() -> None:
+    np.testing.assert_array_equal(epsilon_ladder(1, 1, 0, 0.4, 7.0), [0.4])
+
+
+def test_every_actor_spans_the_ladder() -> None:
+    for actor in range(16):
+        positions = ladder_positions(16, 8, actor)
+        assert positions[0] < 1 / 8
+        assert positions[-1] >= 7 / 8
+
+
+@pytest.mark.parametrize(("num_actors", "num_envs"), SIZES)
+def test_positions_are_even_and_below_one(num_actors: int, num_envs: int) -> None:
+    positions = np.concatenate(
+        [ladder_positions(num_actors, num_envs, a) for a in range(num_actors)]
+    )
+    size = num_actors * num_envs
+    np.testing.assert_allclose(np.sort(positions), np.arange(size) / size, rtol=1e-12)
+    assert positions.max() < 1
+
+
+def test_impossible_ladders_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expect `num_actors` >= 1, actually: 0"):
+        epsilon_ladder(0, 1, 0, 0.4, 7.0)
+    with pytest.raises(ValueError, match="Expect `envs_per_actor` >= 1, actually: 0"):
+        ladder_positions(1, 0, 0)
+    with pytest.raises(ValueError, match="Expect `actor` from 0 to 1, actually: 2"):
+        ladder_positions(2, 1, 2)
+    with pytest.raises(ValueError, match="Expect `epsilon` from 0 to 1, actually: 1.5"):
+        epsilon_ladder(1, 1, 0, 1.5, 7.0)
+    with pytest.raises(ValueError, match="Expect `alpha` >= 0, actually: -1"):
+        epsilon_ladder(1, 1, 0, 0.4, -1)
+
+
+def test_exponential_schedule_by_hand() -> None:
+    assert exponential_epsilon(0, 1.0, 0.05, 30_000.0) == 1.0
+    assert exponential_epsilon(30_000, 1.0, 0.05, 30_000.0) == pytest.approx(0.05 + 0.95 / math.e)
+    assert exponential_epsilon(10**9, 1.0, 0.05, 30_000.0) == pytest.approx(0.05)
+
+
+def test_impossible_schedules_are_refused() -> None:
+    with pytest.raises(ValueError, match="Expect `agent_steps` >= 0, actually: -1"):
+        exponential_epsilon(-1, 1.0, 0.05, 30_000.0)
+    with pytest.raises(ValueError, match="Expect `decay_agent_steps` > 0, actually: 0"):
+        exponential_epsilon(0, 1.0, 0.05, 0.0)
+
+
+def test_van_der_corput_begins_as_published() -> None:
+    assert [van_der_corput(i) for i in range(8)] == [
+        0,
+        1 / 2,
+        1 / 4,
+        3 / 4,
+        1 / 8,
+        5 / 8,
+        3 / 8,
+        7 / 8,
+    ]
+    with pytest.raises(ValueError, match="Expect `rank` >= 0, actually: -1"):
+        van_der_corput(-1)
+
+
+@given(start=st.integers(0, 10_000), length=st.integers(2, 300))
+def test_any_stretch_of_van_der_corput_covers_the_unit_interval(start: int, length: int) -> None:
+    values = np.sort([van_der_corput(i) for i in range(start, start + length)])
+    gaps = np.diff([0.0, *values, 1.0])
+    # A stretch of n holds an aligned block of at least n / 4, whose gaps are even.
+    assert gaps.max() <= 4 / length + 1e-12

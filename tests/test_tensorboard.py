@@ -1,0 +1,259 @@
+"""EventWriter and read_scalars: what is written is what TensorBoard and the plots see."""
+
+from __future__ import annotations
+
+import errno
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.plugin_event_accumulator import (
+    EventAccumulator,
+)
+
+from common import tensorboard
+from common.tensorboard import EventWriter, Series, read_scalars
+
+
+def _write(folder: Path, rows: list[tuple[str, float, int]], *, first_frames: int = 0) -> Path:
+    with EventWriter(folder=folder, flush_s=10.0, first_frames=first_frames) as writer:
+        for tag, value, frames in rows:
+            writer.scalar(tag, value, frames)
+    return writer.path
+
+
+def _pairs(series: Series) -> list[tuple[float, float]]:
+    return list(zip(series.frames.tolist(), series.values.tolist(), strict=True))
+
+
+def test_values_come_back_by_tag_with_frames_and_wall_time(tmp_path: Path) -> None:
+    before = time.time()
+    _write(tmp_path, [("a/x", 1.5, 10), ("b/y", -2.0, 10), ("a/x", 2.5, 30)])
+    read = read_scalars(tmp_path)
+    assert _pairs(read["a/x"]) == [(10, 1.5), (30, 2.5)]
+    assert _pairs(read["b/y"]) == [(10, -2.0)]
+    assert all(column.dtype == np.float64 for column in read["a/x"])
+    assert before <= read["a/x"].wall_s[0] <= read["a/x"].wall_s[1] <= time.time()
+
+
+def test_several_tags_at_once_are_the_same_as_one_by_one(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
+        writer.scalars({"a": 1.0, "b": math.nan, "c": 3.0}, 7)
+    read = read_scalars(tmp_path)
+    assert {tag: _pairs(series) for tag, series in read.items()} == {
+        "a": [(7, 1.0)],
+        "c": [(7, 3.0)],
+    }
+
+
+def test_nan_is_skipped_and_infinity_is_kept(tmp_path: Path) -> None:
+    _write(tmp_path, [("loss", math.nan, 1), ("loss", math.inf, 2), ("empty", math.nan, 3)])
+    read = read_scalars(tmp_path)
+    assert _pairs(read["loss"]) == [(2, math.inf)]
+    assert "empty" not in read
+
+
+def test_values_at_one_frame_count_each_keep_a_frame_of_their_own(tmp_path: Path) -> None:
+    _write(
+        tmp_path,
+        [("return", value, 100) for value in (1.0, 2.0, 3.0)]
+        + [("return", 4.0, 101), ("return", 5.0, 200)],
+    )
+    assert _pairs(read_scalars(tmp_path)["return"]) == [
+        (100, 1.0),
+        (101, 2.0),
+        (102, 3.0),
+        (103, 4.0),
+        (200, 5.0),
+    ]
+
+
+def test_a_value_is_in_the_file_without_closing_once_the_flush_time_is_over(tmp_path: Path) -> None:
+    writer = EventWriter(folder=tmp_path, flush_s=0.02, first_frames=0)
+    try:
+        writer.scalar("a", 1.0, 1)
+        deadline = time.monotonic() + 10
+        while "a" not in read_scalars(tmp_path) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert "a" in read_scalars(tmp_path)
+    finally:
+        writer.close()
+
+
+def test_flush_puts_values_into_the_file_at_once(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
+        writer.scalar("a", 1.0, 1)
+        assert "a" not in read_scalars(tmp_path)
+        writer.flush()
+        assert "a" in read_scalars(tmp_path)
+
+
+@pytest.mark.parametrize("flush_s", [0.0, -1.0, 10.5, math.nan])
+def test_flush_time_outside_the_promise_is_refused(tmp_path: Path, flush_s: float) -> None:
+    with pytest.raises(ValueError, match=r"Expect 0 < `flush_s` <= 10, actually"):
+        EventWriter(folder=tmp_path, flush_s=flush_s, first_frames=0)
+
+
+def test_negative_start_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"Expect `first_frames` >= 0, actually: -1"):
+        EventWriter(folder=tmp_path, flush_s=1.0, first_frames=-1)
+
+
+def test_resumed_run_replaces_what_the_crashed_one_wrote_after_its_checkpoint(
+    tmp_path: Path,
+) -> None:
+    rows = [("fast", float(frames), frames) for frames in range(0, 100, 10)]
+    _write(tmp_path, [*rows, ("slow", 1.0, 40), ("slow", 2.0, 85), ("only_late", 1.0, 60)])
+    _write(tmp_path, [("fast", -1.0, 55), ("slow", -1.0, 99)], first_frames=50)
+    read = read_scalars(tmp_path)
+    assert _pairs(read["fast"]) == [(0, 0), (10, 10), (20, 20), (30, 30), (40, 40), (55, -1)]
+    assert _pairs(read["slow"]) == [(40, 1.0), (99, -1.0)]
+    assert "only_late" not in read
+
+
+def test_run_started_over_from_nothing_in_the_same_folder_drops_everything_older(
+    tmp_path: Path,
+) -> None:
+    _write(tmp_path, [("a", 1.0, 5), ("a", 2.0, 9)])
+    _write(tmp_path, [("a", 3.0, 1)])
+    assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 3.0)]
+
+
+def test_tensorboards_own_reader_sees_the_same_merged_values(tmp_path: Path) -> None:
+    _write(tmp_path, [("a", float(frames), frames) for frames in range(0, 100, 10)])
+    _write(tmp_path, [("a", -1.0, 55)], first_frames=50)
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    seen = [(event.step, event.tensor_proto.float_val[0]) for event in accumulator.Tensors("a")]
+    assert seen == _pairs(read_scalars(tmp_path)["a"])
+    assert accumulator.SummaryMetadata("a").plugin_data.plugin_name == "scalars"
+
+
+def test_files_sort_in_the_order_they_were_made_even_within_a_second_or_after_a_fast_clock(
+    tmp_path: Path,
+) -> None:
+    ahead = tmp_path / f"events.out.tfevents.{int(time.time()) + 1000}.other-host.1"
+    ahead.write_bytes(b"")
+    made = [_write(tmp_path, [("a", 1.0, frames)], first_frames=frames) for frames in range(3)]
+    assert tensorboard.event_files(tmp_path) == [ahead, *made]
+
+
+def test_text_is_shown_by_tensorboard_and_is_no_scalar(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
+        writer.text("config", "`a: 1`", 0)
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    assert accumulator.Tensors("config")[0].tensor_proto.string_val == [b"`a: 1`"]
+    assert accumulator.SummaryMetadata("config").plugin_data.plugin_name == "text"
+    assert read_scalars(tmp_path) == {}
+
+
+@pytest.mark.parametrize("keep", [0, 1, 11, 12, 20, -1])
+def test_file_that_breaks_off_is_read_up_to_its_last_whole_record(
+    tmp_path: Path, keep: int
+) -> None:
+    path = _write(tmp_path, [("a", 1.0, 1)])
+    whole = path.read_bytes()
+    longer = _write(tmp_path / "other", [("a", 1.0, 1), ("a", 2.0, 2)]).read_bytes()
+    assert len(longer) > len(whole)
+    last_record = longer[len(whole) :]
+    path.write_bytes(whole + last_record[:keep])
+    assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 1.0)]
+    path.write_bytes(whole + last_record)
+    assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 1.0), (2, 2.0)]
+
+
+@pytest.mark.parametrize("tail", [b"\0" * 4096, b"\xff" * 64])
+def test_file_with_rubbish_at_its_end_is_read_up_to_there(tmp_path: Path, tail: bytes) -> None:
+    path = _write(tmp_path, [("a", 1.0, 1)])
+    path.write_bytes(path.read_bytes() + tail)
+    assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 1.0)]
+
+
+def test_record_with_a_damaged_message_ends_the_file(tmp_path: Path) -> None:
+    path = _write(tmp_path, [("a", 1.0, 1)])
+    whole = path.read_bytes()
+    _write(tmp_path / "other", [("a", 1.0, 1), ("a", 2.0, 2)])
+    (other,) = tensorboard.event_files(tmp_path / "other")
+    record = other.read_bytes()[len(whole) :]
+    path.write_bytes(whole + record[:12] + b"\xff" * (len(record) - 12))
+    assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 1.0)]
+
+
+def test_folder_without_event_files_has_no_scalars(tmp_path: Path) -> None:
+    assert read_scalars(tmp_path) == {}
+    assert read_scalars(tmp_path / "missing") == {}
+
+
+def test_writing_after_close_is_refused_and_closing_twice_is_not(tmp_path: Path) -> None:
+    writer = EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0)
+    writer.close()
+    writer.close()
+    with pytest.raises(ValueError, match="Expect an open event file, actually closed"):
+        writer.scalar("a", 1.0, 1)
+
+
+def test_failed_flush_in_the_background_reaches_the_next_caller(tmp_path: Path) -> None:
+    writer = EventWriter(folder=tmp_path, flush_s=0.01, first_frames=0)
+
+    class FullDisk:
+        name, closed = str(writer.path), False
+
+        def flush(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None: ...
+
+    real, writer._file = writer._file, FullDisk()  # type: ignore[assignment]
+    try:
+        writer._flusher.join(timeout=10)
+        with pytest.raises(OSError, match="cannot be written: .*No space left"):
+            writer.scalar("a", 1.0, 1)
+    finally:
+        writer.close()
+        real.close()
+
+
+def test_quartiles_count_from_the_one_that_explores_most() -> None:
+    tags = [
+        tensorboard.episode_return_quartile_tag(position)
+        for position in (0.0, 0.25, 0.5, 0.75, 0.999)
+    ]
+    assert [tag[-1] for tag in tags] == ["1", "2", "3", "4", "4"]
+    assert tags[0] == "train/episode_return_epsilon_quartile_1"
+
+
+@pytest.mark.parametrize("position", [-0.1, 1.0, math.nan])
+def test_position_off_the_ladder_is_refused(position: float) -> None:
+    with pytest.raises(ValueError, match=r"Expect 0 <= `ladder_position` < 1, actually"):
+        tensorboard.episode_return_quartile_tag(position)
+
+
+def test_families_of_tags_have_their_documented_names() -> None:
+    assert tensorboard.phase_share_tag("actor", "inference") == "time/actor_inference_share"
+    assert tensorboard.restarts_tag("learner") == "health/learner_restarts"
+
+
+def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
+    # A fake stands in for an installed tensorflow, which tensorboard would take where it can.
+    (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from pathlib import Path\n"
+        "from common.tensorboard import EventWriter, read_scalars\n"
+        f"folder = Path({str(tmp_path / 'run')!r})\n"
+        "with EventWriter(folder=folder, flush_s=1.0, first_frames=0) as writer:\n"
+        "    writer.scalar('a', 1.0, 1)\n"
+        "    writer.text('b', 'c', 1)\n"
+        "assert list(read_scalars(folder)) == ['a']\n"
+        "assert not {'torch', 'tensorflow'} & set(sys.modules)\n"
+    )
+    root = Path(tensorboard.__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
