@@ -1,7 +1,7 @@
 """The command: wires actors, replay and learner together, watches them and stops them.
 
-    python launch.py --actors 16                     train
-    python launch.py eval RUN_DIR | plot RUN_DIR... | bench [STAGE] | presets
+python launch.py --actors 16                     train
+python launch.py eval RUN_DIR | plot RUN_DIR... | bench [STAGE] | presets
 """
 
 from __future__ import annotations
@@ -192,7 +192,11 @@ def make_plan(command: TrainCommand) -> Plan:
             f"--agent.network {config.agent.network}: does not fit frames of shape "
             f"{spec.observation.frame_shape}; nature_cnn is for pixels, mlp for vectors"
         )
-    if config.learner.device == "cuda" and command.address is None and not torch.cuda.is_available():
+    if (
+        config.learner.device == "cuda"
+        and command.address is None
+        and not torch.cuda.is_available()
+    ):
         problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
     memory = total_memory_bytes()
     max_bytes = config.replay.max_bytes or memory // 2
@@ -202,7 +206,11 @@ def make_plan(command: TrainCommand) -> Plan:
             f"--replay.capacity {config.replay.capacity}: takes about {needed / 1e9:.0f} GB, but replay may "
             f"take half of this machine's {memory / 1e9:.0f} GB; lower it or bound it by --replay.max-bytes"
         )
-    if config.replay.max_bytes is not None and config.replay.max_bytes > memory and command.address is None:
+    if (
+        config.replay.max_bytes is not None
+        and config.replay.max_bytes > memory
+        and command.address is None
+    ):
         problems.append(
             f"--replay.max-bytes {config.replay.max_bytes}: must be <= this machine's memory, {memory}"
         )
@@ -243,7 +251,9 @@ def make_plan(command: TrainCommand) -> Plan:
 
 def _bytes_per_transition(spec: EnvironmentSpec) -> int:
     frame = spec.observation.frame_bytes
-    return _ROW_BYTES + (int(frame * _COMPRESSED_SHARE) if spec.observation.dtype == "uint8" else frame)
+    return _ROW_BYTES + (
+        int(frame * _COMPRESSED_SHARE) if spec.observation.dtype == "uint8" else frame
+    )
 
 
 def make_reporter(plan: Plan, console: Console) -> Reporter:
@@ -275,9 +285,13 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     config = plan.config
     cores = resolve_threads(0)
     console.note(plan.spec.protocol)
-    console.note(f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}")
+    console.note(
+        f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
+    )
     if config.learner.device == "cpu":
-        hint = "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
+        hint = (
+            "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
+        )
         console.note(f"no GPU: learning on the CPU{hint}")
     if plan.resume_from:
         console.note(
@@ -295,7 +309,13 @@ class RayRun:
     """One run as Ray processes: weight store, replay shards, learner, evaluator, actors."""
 
     def __init__(
-        self, plan: Plan, reporter: Reporter, console: Console, interrupts: Interrupts, *, local: bool
+        self,
+        plan: Plan,
+        reporter: Reporter,
+        console: Console,
+        interrupts: Interrupts,
+        *,
+        local: bool,
     ) -> None:
         self._plan = plan
         self._reporter = reporter
@@ -415,7 +435,9 @@ class RayRun:
         return sum(shard.inserts for shard in shards) >= self._plan.agent_steps_left
 
     def _book(self, learner: LearnerReport, shards: list[ReplayReport]) -> None:
-        restarts = {role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")}
+        restarts = {
+            role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
+        }
         self._reporter.update(shards, learner, restarts)
         if self._silent:
             self._silent.difference_update(*(shard.actors for shard in shards))
@@ -447,7 +469,9 @@ class RayRun:
                 return ray.get(refs, timeout=1.0)
             except ray.exceptions.GetTimeoutError:
                 if time.monotonic() > deadline_s:
-                    raise RunEnded(f"learner or replay did not answer in {timeout_s:.0f} s") from None
+                    raise RunEnded(
+                        f"learner or replay did not answer in {timeout_s:.0f} s"
+                    ) from None
             except ray.exceptions.RayError as error:
                 raise RunEnded(_cause(error)) from error
         return None
@@ -479,7 +503,9 @@ class RayRun:
     def _stop(self) -> None:
         """Stop the players, let the learner save, take the last reports."""
         interrupted = self._interrupts.requested.is_set()
-        self._console.note("stopping: the learner saves, then everything ends; Ctrl-C again to force")
+        self._console.note(
+            "stopping: the learner saves, then everything ends; Ctrl-C again to force"
+        )
         for (role, _), handle in self._players.items():
             if role == "actor" or interrupted:
                 handle.stop.remote()
@@ -510,7 +536,9 @@ def save_if_best(plan: Plan, result: EvaluationResult, weights: Weights, best: f
     score = float(result.returns.mean())
     if score < best:
         return best
-    save(plan.folder.checkpoints / "best.pt", weights_payload(plan.config, plan.spec, weights, score))
+    save(
+        plan.folder.checkpoints / "best.pt", weights_payload(plan.config, plan.spec, weights, score)
+    )
     return score
 
 
@@ -565,7 +593,9 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
         incarnation=plan.incarnation,
         publish_period_learner_steps=config.learner.publish_period_learner_steps,
         samples=plan.samples_before,
-        clock=lambda: float(learner.learner_step),  # a second of `LearnerLoop` is a learner step here
+        clock=lambda: float(
+            learner.learner_step
+        ),  # a second of `LearnerLoop` is a learner step here
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     checkpoint = ""
@@ -612,7 +642,9 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
                 reporter.evaluated(result)
                 best = save_if_best(plan, result, published[0], best)
         if save_due():
-            checkpoint = str(folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step))
+            checkpoint = str(
+                folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step)
+            )
     loop.flush_priorities()
     folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step)
     console.note(f"saved learner step {learner.learner_step}")
@@ -723,7 +755,9 @@ def bench(arguments: Sequence[str]) -> int:
 def presets() -> int:
     """List the presets with their source."""
     for name, preset in PRESETS.items():
-        print(f"{name:12} {preset.config.env.id}, {preset.config.total_frames:,} frames: {preset.source}")
+        print(
+            f"{name:12} {preset.config.env.id}, {preset.config.total_frames:,} frames: {preset.source}"
+        )
     return 0
 
 

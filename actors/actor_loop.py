@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -102,7 +104,9 @@ class ActorLoop:
           RuntimeError: no weights were ever set, so the network would act at random.
         """
         if self._version is None:
-            raise RuntimeError("Expect `set_version` before `collect`: an actor needs weights first")
+            raise RuntimeError(
+                "Expect `set_version` before `collect`: an actor needs weights first"
+            )
         return [segment for _ in range(num_steps) for segment in self._step(self._version)]
 
     def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
@@ -165,7 +169,9 @@ class ActorLoop:
                 full.append(writer)
         return full
 
-    def _count_games(self, reward: NDArray, first: NDArray, game_over: NDArray) -> None:
+    def _count_games(
+        self, reward: NDArray[Any], first: NDArray[Any], game_over: NDArray[Any]
+    ) -> None:
         self._returns += reward
         self._lengths += ~first
         for e in np.flatnonzero(game_over):

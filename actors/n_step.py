@@ -125,4 +125,6 @@ class NStepAccumulator:
         assert steps == len(self._starts) + 1, (steps, len(self._starts))
         r_t = sum(d * r for d, r in zip(self._discounts, self._rewards, strict=False))
         self._rewards.popleft()
-        return Row(tm1, action, r_t, self._discounts[steps] if discount is None else discount, t, version)
+        return Row(
+            tm1, action, r_t, self._discounts[steps] if discount is None else discount, t, version
+        )

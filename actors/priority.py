@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,7 +12,11 @@ from common.targets import n_step_target, td_error
 
 
 def first_priority(
-    q_tm1: NDArray, a_tm1: NDArray, r_t: NDArray, discount_t: NDArray, q_t: NDArray
+    q_tm1: NDArray[Any],
+    a_tm1: NDArray[Any],
+    r_t: NDArray[Any],
+    discount_t: NDArray[Any],
+    q_t: NDArray[Any],
 ) -> NDArray[np.float32]:
     """Return float32[T], |TD error|, by the learner's own lines.
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,7 +14,9 @@ from common.compression import compress_frames
 from common.types import ObservationSpec, Segment, SegmentName
 
 # (q_tm1 float32[T, A], a_tm1 int32[T], r_t float32[T], discount_t float32[T], q_t float32[T, A]) -> float32[T]
-FirstPriority = Callable[[NDArray, NDArray, NDArray, NDArray, NDArray], NDArray[np.float32]]
+FirstPriority = Callable[
+    [NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]
+]
 
 
 class SegmentWriter:
@@ -63,7 +67,7 @@ class SegmentWriter:
         """Whether a segment can be cut."""
         return len(self._rows) >= self._segment_transitions
 
-    def append(self, frame: NDArray) -> int:
+    def append(self, frame: NDArray[Any]) -> int:
         """Copy the next frame of the stream and return its index."""
         self._frames[self._next - self._base] = frame
         self._next += 1

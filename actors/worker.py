@@ -103,9 +103,7 @@ class ActorProcess:
         while not self._stop.is_set():
             segments = self._loop.collect(1)
             if segments:
-                self._writer.push(
-                    segments, self._loop.drain_episodes(), self._loop.drain_phases()
-                )
+                self._writer.push(segments, self._loop.drain_episodes(), self._loop.drain_phases())
                 with self._loop.waiting():
                     while not self._stop.is_set() and not self._writer.has_room():
                         self._writer.wait(0.1)
@@ -126,9 +124,7 @@ class ActorProcess:
         load_flat_state(self._loop.policy.network, weights.buffer)
         self._loop.set_version(weights.version)
         if self._config.actor.epsilon_schedule == "exponential":
-            self._loop.policy.set_epsilons(
-                epsilons(self._config, self._actor, weights.agent_steps)
-            )
+            self._loop.policy.set_epsilons(epsilons(self._config, self._actor, weights.agent_steps))
         return True
 
 

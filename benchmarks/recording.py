@@ -1,6 +1,6 @@
 """Real transitions to measure replay with: played at epsilon 0.1 by the ordinary actor loop, kept between runs.
 
-    python -m benchmarks.recording pong 200000
+python -m benchmarks.recording pong 200000
 """
 
 from __future__ import annotations
@@ -60,9 +60,7 @@ def record(game: str, transitions: int) -> None:
     """Play and keep `transitions` transitions."""
     torch.set_num_threads(1)
     config = recording_config(game)
-    loop = make_actor_loop(
-        dataclasses.replace(config), spec_of(game), actor=0, incarnation=0
-    )
+    loop = make_actor_loop(dataclasses.replace(config), spec_of(game), actor=0, incarnation=0)
     loop.set_version(WeightsVersion(0, 0))
     _FOLDER.mkdir(exist_ok=True)
     path = _FOLDER / f"{game}_{transitions}.segments"
@@ -89,7 +87,9 @@ def _read(path: Path) -> list[bytes]:
     return segments
 
 
-def decode_naively(packed: bytes, stack: int, frame_shape: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+def decode_naively(
+    packed: bytes, stack: int, frame_shape: tuple[int, ...]
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Return (s_tm1, s_t) of each transition by decompressing the whole segment: the oracle of the checked batch."""
     import lz4.block
 

@@ -72,9 +72,7 @@ class PlotCommand:
 class BenchCommand:
     """Measure every stage against its floor, in one run on this machine."""
 
-    stage: Positional[
-        Literal["all", "actor", "replay", "learner", "pipeline", "startup"]
-    ] = "all"
+    stage: Positional[Literal["all", "actor", "replay", "learner", "pipeline", "startup"]] = "all"
     """Which stage."""
     json: Path | None = None
     """Also save the rows and the machine as JSON."""
@@ -92,7 +90,10 @@ def parse_train(arguments: Sequence[str]) -> TrainCommand:
     try:
         base = _base(known.preset, known.config, known.resume)
         command: TrainCommand = tyro.cli(
-            TrainCommand, args=list(arguments), prog="launch.py", default=TrainCommand(settings=base)
+            TrainCommand,
+            args=list(arguments),
+            prog="launch.py",
+            default=TrainCommand(settings=base),
         )
         problems = command.settings.problems()
         if command.resume is not None:

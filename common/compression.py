@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lz4.block
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ def num_blocks(num_frames: int, frames_per_block: int) -> int:
 
 
 def compress_frames(
-    frames: NDArray, frames_per_block: int
+    frames: NDArray[Any], frames_per_block: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Compress frames into lz4 blocks.
 
@@ -29,7 +31,7 @@ def compress_frames(
       block_ends: int64[num_blocks], end offset of each block.
     """
     assert len(frames) >= 1, "Expect at least one frame"
-    raw = memoryview(np.ascontiguousarray(frames)).cast("B")
+    raw = np.ascontiguousarray(frames).data.cast("B")
     block_bytes = frames_per_block * (raw.nbytes // len(frames))
     parts = [
         lz4.block.compress(raw[start : start + block_bytes], store_size=False)

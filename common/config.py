@@ -1,11 +1,13 @@
-"""All hyperparameters: frozen dataclasses, one per part, and `Config` that holds them. The only home of defaults.
+"""All hyperparameters: frozen dataclasses, one per part, and `Config` that holds them.
 
-Order of precedence: preset < `--config` file < flag. `problems()` names every impossible value at once.
+The only home of defaults. Order of precedence: preset < `--config` file < flag. `problems()` names
+every impossible value at once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -24,21 +26,24 @@ class EnvConfig:
     id: Annotated[str, arg(aliases=["--env"])] = "pong"
     """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, or any gymnasium id (`CartPole-v1`)."""
     sticky_actions: float | None = None
-    """Probability that the emulator repeats the last action; None: what the id means (0.25 for ALE/*-v5, else 0)."""
+    """Probability that the emulator repeats the last action; None: what the id means (0.25 for
+    ALE/*-v5, else 0)."""
     full_action_space: bool = False
     """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
     noop_max: int = 30
     """Random no-ops at a game's start, in agent steps (Mnih et al. 2015, Methods)."""
     life_loss_terminates: bool = True
-    """A lost life ends the value (not the game, nor the frame stack) while training (Mnih et al. 2015)."""
+    """A lost life ends the value (not the game, nor the frame stack) while training (Mnih et al.
+    2015)."""
     clip_rewards: bool = True
-    """Clip each reward to [-1, 1] for learning (Mnih et al. 2015); returns are always reported raw."""
+    """Clip each reward to [-1, 1] for learning (Mnih et al. 2015); returns are always reported
+    raw."""
     action_repeat_frames: int = 4
     """Emulator frames per agent step on Atari; the last two are max-pooled (Mnih et al. 2015)."""
     stack: int = 4
     """Frames in an observation on Atari; other environments always use 1."""
     max_game_frames: int = 108_000
-    """A game is truncated after so many emulator frames, 30 minutes of play (Hessel et al. 2018)."""
+    """Emulator frames after which a game is truncated, 30 minutes (Hessel et al. 2018)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ class AgentConfig:
     """What actors and learner must share: the network and the n-step target."""
 
     network: Literal["nature_cnn", "mlp"] = "nature_cnn"
-    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015). `mlp`: `hidden` layers for vector observations."""
+    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015). `mlp`: `hidden` layers for
+    vector observations."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True
@@ -68,7 +74,8 @@ class ActorConfig:
     envs: Annotated[int, arg(aliases=["--envs-per-actor"])] = 8
     """E, environments per actor, stepped as one C++ vector."""
     epsilon_schedule: Literal["ladder", "exponential"] = "ladder"
-    """`ladder`: constant, one per environment (Horgan et al. 2018, section 4). `exponential`: one for all, decaying."""
+    """`ladder`: constant, one per environment (Horgan et al. 2018, section 4). `exponential`: one
+    for all, decaying."""
     epsilon: float = 0.4
     """Base of the ladder."""
     epsilon_alpha: float = 7.0
@@ -78,7 +85,8 @@ class ActorConfig:
     epsilon_end: float = 0.05
     """Exponential schedule in the limit."""
     epsilon_decay_agent_steps: float = 30_000.0
-    """Exponential schedule: agent steps of the whole run after which the distance to the end is 1/e."""
+    """Exponential schedule: agent steps of the whole run after which the distance to the end is
+    1/e."""
     segment_transitions: int = 50
     """Transitions per pushed segment (the B = 50 of Horgan et al. 2018, appendix C)."""
     weights_poll_agent_steps: int = 400
@@ -86,7 +94,8 @@ class ActorConfig:
     push_window: int = 2
     """Pushes an actor may have in flight."""
     cpus: float | Literal["auto"] = "auto"
-    """CPUs that Ray reserves for an actor. `auto`: 1 on a cluster, an equal share of the cores on one machine."""
+    """CPUs that Ray reserves for an actor. `auto`: 1 on a cluster, an equal share of the cores on
+    one machine."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,8 @@ class ReplayConfig:
     """What is remembered, and how fast it may be used."""
 
     capacity: int = 2_000_000
-    """Transitions over all shards; the oldest segments go first (Horgan et al. 2018: soft limit 2M)."""
+    """Transitions over all shards; the oldest segments go first (Horgan et al. 2018: soft limit
+    2M)."""
     max_bytes: int | None = None
     """Compressed bytes over all shards; None: half of the machine's memory."""
     min_size: int = 50_000
@@ -104,7 +114,8 @@ class ReplayConfig:
     importance_exponent: float = 0.4
     """Beta of the importance weights (Schaul et al. 2016, section 3.4)."""
     samples_per_insert: float | Literal["off"] = 8.0
-    """Times a transition is trained on, on average (8 in Mnih et al. 2015); `off` disables the rate limiter."""
+    """Times a transition is trained on, on average (8 in Mnih et al. 2015); `off` disables the rate
+    limiter."""
     band: float | None = None
     """Samples the ratio may be off by, to either side; None: four times the least legal band."""
     shards: int = 1
@@ -140,15 +151,17 @@ class LearnerConfig:
     publish_period_learner_steps: int = 10
     """Offer weights to the actors after so many learner steps, and at most once a second."""
     prefetch_batches: int = 2
-    """Decoded batches kept ready; sampling, decoding and the copy to the device run beside the step."""
+    """Decoded batches kept ready; sampling, decoding and the copy to the device run beside the
+    step."""
     decode_threads: int = 1
     """Threads that decompress; lz4 releases the interpreter lock."""
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the step. `auto`: on where a C++ compiler is found and the run is not serial."""
+    """torch.compile the step. `auto`: on where there is a C++ compiler and the run is not serial."""
     threads: int = 0
-    """Torch threads of the learner; 0: one for each core, since actors that wait for it leave theirs free."""
+    """Torch threads of the learner; 0: one for each core, since actors that wait for it leave
+    theirs free."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +213,7 @@ class Config:
 
     @property
     def transitions_per_push(self) -> int:
-        """Largest number of transitions in one push: every environment's segment closes on the same step."""
+        """Most transitions in one push: every environment's segment closes on the same step."""
         return self.actor.envs * self.actor.segment_transitions
 
     @property
@@ -211,7 +224,7 @@ class Config:
 
     @property
     def least_band(self) -> float:
-        """Least band with which neither side can wait for ever: 2 * max(batch, spi * transitions per push)."""
+        """Least band with which neither side can wait for ever (see replay.rate_limiter)."""
         ratio = self.samples_per_insert or 0.0
         return 2.0 * max(self.learner.batch_size, ratio * self.transitions_per_push)
 
@@ -221,7 +234,10 @@ class Config:
         return 4.0 * self.least_band if self.replay.band is None else self.replay.band
 
     def problems(self) -> list[str]:
-        """Return one line per impossible value: flag, value, rule. Empty when the configuration is sound."""
+        """Return one line per impossible value: flag, value, rule. Empty when all is sound.
+
+        What two values must be to each other is only asked where each is possible alone.
+        """
         found: list[str] = []
 
         def expect(flag: str, value: object, rule: str, holds: bool) -> None:
@@ -290,11 +306,19 @@ class Config:
         }
         for flag, share in shares.items():
             expect(flag, share, "from 0 to 1", share is None or 0 <= share <= 1)
-        expect("agent.hidden", self.agent.hidden, "one or more widths >= 1", min(self.agent.hidden, default=0) >= 1)
+        expect(
+            "agent.hidden",
+            self.agent.hidden,
+            "one or more widths >= 1",
+            min(self.agent.hidden, default=0) >= 1,
+        )
         size, batch = self.replay.min_size, self.learner.batch_size
         expect("replay.min-size", size, f">= the batch size, {batch}", size >= batch)
         expect(
-            "replay.min-size", size, f"<= the capacity, {self.replay.capacity}", size <= self.replay.capacity
+            "replay.min-size",
+            size,
+            f"<= the capacity, {self.replay.capacity}",
+            size <= self.replay.capacity,
         )
         room = self.replay.capacity // max(self.replay.shards, 1)
         expect(
@@ -340,7 +364,7 @@ def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
       ConfigError: for unknown keys and values of a wrong kind, all at once.
     """
     found: list[str] = []
-    changed = _override(config, changes, where, "", found)
+    changed: Config = _override(config, changes, where, "", found)
     if found:
         raise ConfigError(found)
     return changed
@@ -407,7 +431,9 @@ def load_file(config: Config, path: Path) -> Config:
     try:
         changes = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"--config {path}: cannot be read: {' '.join(str(error).split())}"]) from error
+        raise ConfigError(
+            [f"--config {path}: cannot be read: {' '.join(str(error).split())}"]
+        ) from error
     return override(config, {} if changes is None else changes, str(path))
 
 

@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
+import queue
 import signal
-import threading
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupts:
-    """Context in which the first signal sets `requested` and the second raises KeyboardInterrupt.
+class Request:
+    """A flag that a signal handler may set while the main thread looks at it.
 
-    Enter it in the main thread, after Ray has set its own handlers; `claim` takes the signals back if Ray takes them
-    later.
+    `threading.Event` is no such thing: its lock is not reentrant, so a handler that interrupts the
+    main thread inside `wait` or `is_set` may wait for that very thread, for ever. Any thread may
+    call it.
     """
 
     def __init__(self) -> None:
-        self.requested = threading.Event()
+        self._is_set = False
+        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()  # its `put` is reentrant
+
+    def set(self) -> None:
+        """Set the flag, for good, and wake whoever waits."""
+        self._is_set = True
+        self._tokens.put(None)
+
+    def is_set(self) -> bool:
+        """Return whether the flag is set."""
+        return self._is_set
+
+    def wait(self, timeout_s: float) -> bool:
+        """Return whether the flag is set, after at most `timeout_s` if it is not."""
+        if not self._is_set:
+            try:
+                self._tokens.get(timeout=timeout_s)
+            except queue.Empty:
+                return self._is_set
+            self._tokens.put(None)  # for the next one who waits
+        return True
+
+
+class Interrupts:
+    """Context in which the first signal sets `requested` and the second raises KeyboardInterrupt.
+
+    Enter it in the main thread, after Ray has set its own handlers; `claim` takes the signals back
+    if Ray takes them later.
+    """
+
+    def __init__(self) -> None:
+        self.requested = Request()
         """Set by the first signal."""
 
     def __enter__(self) -> Interrupts:
+        """Take the signals."""
         self._before = {number: signal.getsignal(number) for number in _SIGNALS}
         self.claim()
         return self
@@ -31,8 +64,10 @@ class Interrupts:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        """Give the signals back."""
         for number, handler in self._before.items():
-            signal.signal(number, handler)
+            # None: it was not Python that had set it, so Python cannot set it again.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def claim(self) -> None:
         """Take the signals."""

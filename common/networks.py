@@ -80,7 +80,8 @@ class QNetwork(nn.Module):
         pictures = observation.dim() == 4
         layout = torch.channels_last if pictures else torch.contiguous_format
         floats = observation.to(torch.float32, memory_format=layout)
-        return floats / _PIXEL_MAX if self._observation.dtype == "uint8" else floats
+        # In place: the conversion has just made this tensor.
+        return floats.div_(_PIXEL_MAX) if self._observation.dtype == "uint8" else floats
 
     @staticmethod
     def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import struct
 import zlib
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -65,18 +67,24 @@ def unpack_segment(packed: bytes) -> Segment:
     """
     if len(packed) < _HEADER.size + _CHECKSUM.size:
         raise PackingError(f"Expect a segment of >= {_HEADER.size} bytes, actually: {len(packed)}")
-    (magic, layout, actor, incarnation, sequence, num_frames, frames_per_block, rows, block_bytes) = (
-        _HEADER.unpack_from(packed)
-    )
+    (
+        magic,
+        layout,
+        actor,
+        incarnation,
+        sequence,
+        num_frames,
+        frames_per_block,
+        rows,
+        block_bytes,
+    ) = _HEADER.unpack_from(packed)
     if magic != _MAGIC or layout != _FORMAT:
-        raise PackingError(
-            f"Expect a segment of format {_FORMAT}, actually: {magic!r} {layout}"
-        )
+        raise PackingError(f"Expect a segment of format {_FORMAT}, actually: {magic!r} {layout}")
     (checksum,) = _CHECKSUM.unpack_from(packed, len(packed) - _CHECKSUM.size)
     if zlib.crc32(memoryview(packed)[: -_CHECKSUM.size]) != checksum:
         raise PackingError(f"Expect a segment with checksum {checksum:#x}: its bytes were changed")
     offset = _HEADER.size
-    arrays: dict[str, NDArray] = {}
+    arrays: dict[str, NDArray[Any]] = {}
     blocks = num_blocks(num_frames, frames_per_block)
     layout_of_rest = [(f, d, rows * width) for f, d, width in _COLUMNS] + [
         ("block_ends", "<i8", blocks),

@@ -1,17 +1,18 @@
-"""PNGs of one run or of several over each other, drawn from their TensorBoard events. The x-axis is frames."""
+"""PNGs of one run, or of several over each other, from their TensorBoard events."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
@@ -34,23 +35,54 @@ from common.tensorboard import (
 # Games in the moving average of the training return.
 AVERAGE_GAMES = 100
 
-# Okabe and Ito's palette, which the colour-blind tell apart; its yellow is too pale for lines on white.
+# Okabe and Ito's palette, which the colour-blind tell apart, without its yellow: too pale on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_STYLE = {
-    "font.size": 11,
-    "axes.titlesize": 11,
-    "axes.grid": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
-    "grid.alpha": 0.3,
-    "legend.frameon": False,
-    "legend.fontsize": 10,
-    "lines.linewidth": 1.8,
-}
 _DPI = 100
-# Raw values behind a moving average.
-_RAW = {"alpha": 0.3, "linewidth": 0.8}
+_WIDTH_IN = 9.0
+_HUMAN_COLOUR = "#555555"
+
+
+class Panel(NamedTuple):
+    """One pair of axes.
+
+    Fields:
+      tag: what is drawn over frames.
+      title: what it is, with its unit.
+      kind: "games": every value faintly, and the mean of the last AVERAGE_GAMES of them; "evaluation":
+        marked points, and the human score; "noisy": every value faintly, a moving average over a
+        fiftieth of them, and limits that leave out the outermost per cent; "plain": a line.
+      from_zero: whether the y-axis starts at 0.
+    """
+
+    tag: str
+    title: str
+    kind: Literal["games", "evaluation", "noisy", "plain"]
+    from_zero: bool
+
+
+_RETURN = Panel(
+    TRAIN_EPISODE_RETURN,
+    f"Training return (line: mean of the last {AVERAGE_GAMES})",
+    "games",
+    False,
+)
+_EVALUATION = Panel(EVAL_EPISODE_RETURN, "Evaluation: mean return", "evaluation", False)
+_LOSS = Panel(LEARNER_TD_LOSS, "TD loss", "noisy", True)
+_Q_MEAN = Panel(LEARNER_Q_MEAN, "Mean Q-value of trained actions", "noisy", False)
+_EPSILON = Panel(ACTORS_EPSILON, "Epsilon, mean of all environments", "plain", True)
+_FRAMES_PER_S = Panel(ENV_FRAMES_PER_S, "Acting: frames per second", "noisy", True)
+_STEPS_PER_S = Panel(LEARNER_STEPS_PER_S, "Learning: steps per second", "noisy", True)
+_RATIO = Panel(REPLAY_SAMPLES_PER_INSERT, "Samples per insert", "plain", True)
+_LAG = Panel(ACTORS_POLICY_LAG_LEARNER_STEPS, "Policy lag in learner steps", "noisy", True)
+
+_SUBJECTS: dict[str, tuple[Panel, ...]] = {
+    "return": (_RETURN,),
+    "evaluation": (_EVALUATION,),
+    "loss": (_LOSS, _Q_MEAN),
+    "epsilon": (_EPSILON,),
+    "throughput": (_FRAMES_PER_S, _STEPS_PER_S, _RATIO, _LAG),
+}
+_OVERVIEW = (_RETURN, _EVALUATION, _LOSS, _Q_MEAN, _FRAMES_PER_S, _RATIO)
 
 
 class _Run(NamedTuple):
@@ -69,9 +101,6 @@ class _Run(NamedTuple):
     scalars: dict[str, Series]
 
 
-_Panel = Callable[[Axes, list[_Run]], None]
-
-
 def plot_runs(run_dirs: list[Path], out: Path) -> list[Path]:
     """Draw `return`, `evaluation`, `loss`, `epsilon`, `throughput` and `overview`.png.
 
@@ -87,22 +116,11 @@ def plot_runs(run_dirs: list[Path], out: Path) -> list[Path]:
     """
     runs = _load(run_dirs)
     out.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-
-    def draw(name: str, width: float, height: float, columns: int, panels: list[_Panel]) -> None:
-        with _figure(out / f"{name}.png", width, height) as figure:
-            axes = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
-            for ax, panel in zip(axes.flat, panels, strict=True):
-                _draw_panel(ax, panel, runs)
-            if len(runs) > 1:
-                _add_legend(figure, runs)
-        written.append(out / f"{name}.png")
-
-    for name, panels in _SUBJECTS.items():
-        if any(_TAGS[panel] in run.scalars for panel in panels for run in runs):
-            many = len(panels) > 2
-            draw(name, 9.0, 6.0 if many else 5.0, min(len(panels), 2), panels)
-    draw("overview", 9.0, 9.6, 2, _OVERVIEW)
+    written = []
+    for name, panels in {**_SUBJECTS, "overview": _OVERVIEW}.items():
+        if name == "overview" or any(p.tag in run.scalars for p in panels for run in runs):
+            written.append(out / f"{name}.png")
+            _draw(written[-1], panels, runs)
     return written
 
 
@@ -157,3 +175,94 @@ def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float
     end = np.arange(1, len(values) + 1)
     start = np.maximum(end - window, 0)
     return np.asarray((sums[end] - sums[start]) / (end - start), dtype=np.float64)
+
+
+def _draw(path: Path, panels: Sequence[Panel], runs: list[_Run]) -> None:
+    columns = min(len(panels), 2)
+    rows = len(panels) // columns
+    height_in = {1: 5.0, 2: 6.0}.get(rows, 3.1 * rows)
+    with mpl.rc_context(
+        {
+            "font.size": 11,
+            "axes.titlesize": 12,
+            "axes.grid": True,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "grid.alpha": 0.3,
+            "legend.frameon": False,
+            "lines.linewidth": 1.8,
+        }
+    ):
+        figure = Figure(figsize=(_WIDTH_IN, height_in), dpi=_DPI, layout="constrained")
+        FigureCanvasAgg(figure)  # and no pyplot, which holds every figure until told otherwise
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes, panel in zip(grid.flat, panels, strict=True):
+            _draw_panel(axes, panel, runs)
+        for axes in grid[-1]:
+            axes.set_xlabel("frames")
+        if len(runs) == 1:
+            figure.suptitle(runs[0].label, fontsize=12, color=_HUMAN_COLOUR)
+        else:
+            handles = [Line2D([], [], color=run.colour, label=run.label) for run in runs]
+            widest = max(len(run.label) for run in runs)
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=max(1, 90 // (widest + 8))
+            )
+        figure.savefig(path)
+
+
+def _draw_panel(axes: Axes, panel: Panel, runs: list[_Run]) -> None:
+    axes.set_title(panel.title, loc="left")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    shown = [run for run in runs if panel.tag in run.scalars]
+    if not shown:
+        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color="grey")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        return
+    for run in shown:
+        _draw_series(axes, panel, run)
+    if panel.kind == "noisy":
+        axes.set_ylim(*_noisy_limits([run.scalars[panel.tag].values for run in shown]))
+    if panel.from_zero:
+        axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0 else 1)
+    if panel.kind == "evaluation":
+        _draw_human(axes, shown)
+    axes.set_xlim(left=0, right=max(run.scalars[panel.tag].frames[-1] for run in shown) * 1.02 or 1)
+
+
+def _draw_series(axes: Axes, panel: Panel, run: _Run) -> None:
+    frames, values, _ = run.scalars[panel.tag]
+    if panel.kind == "evaluation":
+        axes.plot(frames, values, color=run.colour, marker="o", markersize=4)
+        return
+    if panel.kind == "plain":
+        axes.plot(frames, values, color=run.colour)
+        return
+    window = AVERAGE_GAMES if panel.kind == "games" else max(1, len(values) // 50)
+    if panel.kind == "games":
+        axes.plot(frames, values, ".", color=run.colour, alpha=0.25, markersize=3, mew=0)
+    else:
+        axes.plot(frames, values, color=run.colour, alpha=0.25, linewidth=0.8)
+    axes.plot(frames, moving_average(values, window), color=run.colour)
+
+
+def _noisy_limits(columns: list[NDArray[np.float64]]) -> tuple[float, float]:
+    """Return y-limits in which the outermost per cent at either end may be cut off."""
+    low = min(float(np.percentile(values, 1)) for values in columns)
+    high = max(float(np.percentile(values, 99)) for values in columns)
+    margin = 0.1 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _draw_human(axes: Axes, runs: list[_Run]) -> None:
+    for score in sorted({run.human_score for run in runs if run.human_score is not None}):
+        axes.axhline(score, color=_HUMAN_COLOUR, linestyle="--", linewidth=1.2)
+        axes.annotate(
+            f"human {score:,.1f}",
+            (0.01, score),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            color=_HUMAN_COLOUR,
+        )

@@ -44,7 +44,9 @@ def join_cluster(address: str) -> None:
         ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="troop")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise ConnectionError(f"--address {address}: no Ray cluster answers there: {first_line}") from error
+        raise ConnectionError(
+            f"--address {address}: no Ray cluster answers there: {first_line}"
+        ) from error
 
 
 def _expect_listener(address: str) -> None:

@@ -205,7 +205,9 @@ class Reporter:
             "replay/bytes": sum(shard.bytes for shard in shards),
             "replay/samples_per_insert": self._ratio(learner.samples, inserts),
             "replay/stale_priority_updates": sum(s.stale_priority_updates for s in shards),
-            "actors/policy_lag_learner_steps": float(np.mean(self._lags)) if self._lags else math.nan,
+            "actors/policy_lag_learner_steps": float(np.mean(self._lags))
+            if self._lags
+            else math.nan,
             "actors/epsilon": self._mean_epsilon(self._agent_steps),
             **{f"health/{role}_restarts": count for role, count in restarts.items()},
             **_return_scalars(self._episodes),

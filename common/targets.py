@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 
-def n_step_target(r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor) -> Tensor:
+def n_step_target(
+    r_t: Tensor, discount_t: Tensor, q_t_value: Tensor, q_t_selector: Tensor
+) -> Tensor:
     """Return float32[B], the n-step double-DQN target, without a gradient.
 
         r_t + discount_t * q_t_value[argmax_a q_t_selector[a]]

@@ -7,7 +7,7 @@ k frames in a stacked observation, A actions.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +67,7 @@ class TimeSteps(NamedTuple):
       game_over: bool[E], the game ended here (terminated for good, or truncated); the next timestep is `first`.
     """
 
-    observation: NDArray
+    observation: NDArray[Any]
     reward: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
@@ -291,11 +291,11 @@ class Batch(NamedTuple):
 
     ids: NDArray[np.int64]
     weight: NDArray[np.float32]
-    s_tm1: NDArray
+    s_tm1: NDArray[Any]
     a_tm1: NDArray[np.int64]
     r_t: NDArray[np.float32]
     discount_t: NDArray[np.float32]
-    s_t: NDArray
+    s_t: NDArray[Any]
 
 
 class PriorityUpdate(NamedTuple):

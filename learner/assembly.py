@@ -30,7 +30,9 @@ def resolve_threads(threads: int) -> int:
     return threads or len(os.sched_getaffinity(0))
 
 
-def make_learner(config: Config, spec: EnvironmentSpec, *, device: torch.device, serial: bool) -> Learner:
+def make_learner(
+    config: Config, spec: EnvironmentSpec, *, device: torch.device, serial: bool
+) -> Learner:
     """Return the networks and the optimiser, initialised from the run's seed.
 
     Args:
@@ -51,7 +53,9 @@ def make_learner(config: Config, spec: EnvironmentSpec, *, device: torch.device,
     )
 
 
-def checkpoint_payload(config: Config, spec: EnvironmentSpec, learner: Learner, loop: LearnerLoop) -> dict[str, Any]:
+def checkpoint_payload(
+    config: Config, spec: EnvironmentSpec, learner: Learner, loop: LearnerLoop
+) -> dict[str, Any]:
     """Return everything needed to resume or evaluate, as plain numbers, text and tensors."""
     return {
         "format": CHECKPOINT_FORMAT,

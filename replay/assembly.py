@@ -22,7 +22,7 @@ def make_limiter(config: Config) -> RateLimiter:
     """Return the run's rate limiter."""
     return RateLimiter(
         min_size=config.replay.min_size,
-        samples_per_insert=config.replay.samples_per_insert,
+        samples_per_insert=config.samples_per_insert,
         band=config.band,
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ class Decoder:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def decode(self, reply: SampleReply) -> tuple[NDArray, NDArray]:
+    def decode(self, reply: SampleReply) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return (s_tm1, s_t), each dtype[B, k, *frame_shape], bit for bit what the actor saw."""
         rows = len(reply.ids)
         s_tm1 = np.empty((rows, *self._spec.shape), self._spec.dtype)
@@ -46,7 +48,12 @@ class Decoder:
 
 
 def _decode_rows(
-    reply: SampleReply, spec: ObservationSpec, start: int, stop: int, s_tm1: NDArray, s_t: NDArray
+    reply: SampleReply,
+    spec: ObservationSpec,
+    start: int,
+    stop: int,
+    s_tm1: NDArray[Any],
+    s_t: NDArray[Any],
 ) -> None:
     """Decode rows start..stop into the outputs.
 
@@ -59,14 +66,14 @@ def _decode_rows(
     offset = int(reply.block_bytes[:first_block].sum())
     sizes = reply.block_bytes[first_block : first_block + num_blocks].tolist()
     frames = reply.block_frames[first_block : first_block + num_blocks].tolist()
-    blocks = memoryview(reply.blocks)
+    blocks = reply.blocks.data
     # Where each stack lies in its row's decoded bytes, and how much zero padding comes before it.
     ends_tm1 = ((reply.newest_tm1[start:stop] + 1) * frame).tolist()
     ends_t = ((reply.newest_t[start:stop] + 1) * frame).tolist()
     sizes_tm1 = (reply.depth_tm1[start:stop].astype(np.int64) * frame).tolist()
     sizes_t = (reply.depth_t[start:stop].astype(np.int64) * frame).tolist()
-    out_tm1 = memoryview(s_tm1).cast("B")
-    out_t = memoryview(s_t).cast("B")
+    out_tm1 = s_tm1.data.cast("B")
+    out_t = s_t.data.cast("B")
     zeros = bytes(row_bytes)
     block = 0
     end = start * row_bytes

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,8 +30,9 @@ def importance_weights(
       size: N, live transitions over all shards.
       beta: importance exponent.
     """
-    weight = (size * probability) ** -beta
-    return (weight / weight.max()).astype(np.float32)
+    weight: NDArray[np.float64] = (size * probability) ** -beta
+    relative: NDArray[np.float32] = (weight / weight.max()).astype(np.float32)
+    return relative
 
 
 def split_rows(
@@ -40,7 +43,7 @@ def split_rows(
     The whole parts are fixed and only the remainder is drawn, which keeps the split's variance below one row.
     """
     exact = rows * masses / masses.sum()
-    split = np.floor(exact).astype(np.int64)
+    split: NDArray[np.int64] = np.floor(exact).astype(np.int64)
     rest = rows - int(split.sum())
     if rest:
         remainder = exact - split
@@ -185,7 +188,7 @@ class ReplaySampler:
         )
 
 
-def _join(parts: list[NDArray]) -> NDArray:
+def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Concatenate, without the copy where there is one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 

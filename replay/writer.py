@@ -84,9 +84,7 @@ class ReplayWriter:
             episodes, phases = (), PhaseSeconds(())
             shard = self._shards[index]
             prepared = shard.prepare(push)
-            self._offers.append(
-                _Offer(shard, prepared, push.transitions, shard.add(prepared), 0.0)
-            )
+            self._offers.append(_Offer(shard, prepared, push.transitions, shard.add(prepared), 0.0))
 
     def has_room(self) -> bool:
         """Book the answers that are there; return whether another push may be opened."""

@@ -1,4 +1,4 @@
-"""What every test shares: one Ray for the session, shut off from any other and from the user's own settings."""
+"""What tests share: one Ray for the session, shut off from any other and from the user's settings."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-# Ray reads these when it is imported, the authentication mode for good; no test module is imported before this one.
-# The token lives in this session's environment, which Ray's processes inherit: ~/.ray/auth_token is neither read nor written.
+# Ray reads these when it is imported, the authentication mode for good; pytest imports this file
+# before any test. The token lives in this session's environment, which Ray's processes inherit:
+# ~/.ray/auth_token is neither read nor written.
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -21,7 +22,7 @@ os.environ.pop("RAY_ADDRESS", None)
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A Ray of two CPUs and a 300 MiB object store, started once (about 5 s) and shut down at the end.
+    """Start a Ray of two CPUs and a 300 MiB object store, once (5 s); shut it down at the end.
 
     It is shared: a test ends the actors it starts, and asks nothing of the cluster's whole state.
     """

@@ -32,8 +32,7 @@ Config = dict[str, Any]
 def load() -> Config:
     """Return cluster.yaml as it is."""
     config: Config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    # The two image ids are one YAML anchor, but of equal strings, so changing a copy changes one place only.
-    return copy.deepcopy(config)
+    return config
 
 
 def problems(config: Config) -> list[str]:
@@ -41,7 +40,7 @@ def problems(config: Config) -> list[str]:
     try:
         full = prepare_config(copy.deepcopy(config))  # Ray's defaults filled in
         validate_config(full)  # Ray's schema; node_config is free-form there
-    except Exception as error:  # noqa: BLE001  Ray raises whatever it meets: ValidationError, KeyError, ValueError
+    except Exception as error:  # whatever Ray meets: ValidationError, KeyError, ValueError
         return [f"Ray refuses it: {type(error).__name__}: {error}"]
     return [
         *_problems_of_hosts(full),
@@ -57,7 +56,7 @@ def _problems_of_hosts(full: Config) -> list[str]:
     head = full["head_node_type"]
     for name, node in full["available_node_types"].items():
         image = str(node["node_config"].get("ImageId", ""))
-        if not re.match(r"ami-[0-9a-f]{8,}$|resolve:ssm:/aws/service/", image) or set(image[4:]) == {"0"}:
+        if not re.match(r"ami-(?!0+$)[0-9a-f]{8,}$|resolve:ssm:/aws/service/", image):
             found.append(f"{name}: no image is named, or not by Amazon: {image!r}")
         wanted = "learner_host" if name == head else "actor_host"
         if [key for key in node["resources"] if key.endswith("_host")] != [wanted]:
@@ -73,7 +72,8 @@ def _problems_of_doors(full: Config) -> list[str]:
     found = []
     added = full["provider"].get("security_group", {}).get("IpPermissions", [])
     for rule in _create_default_inbound_rules({"sg-of-the-cluster"}, added):
-        from_outside = [*rule.get("IpRanges", []), *rule.get("Ipv6Ranges", []), *rule.get("PrefixListIds", [])]
+        sources = ("IpRanges", "Ipv6Ranges", "PrefixListIds")
+        from_outside = [range_ for source in sources for range_ in rule.get(source, [])]
         ports = (rule.get("FromPort"), rule.get("ToPort"), rule["IpProtocol"])
         if from_outside and ports != (22, 22, "tcp"):
             found.append(f"port {ports[0]}-{ports[1]} is open to {from_outside}")
@@ -187,7 +187,8 @@ def replace_in(key: str, old: str, new: str) -> Callable[[Config], None]:
 
 def open_port(port: int) -> Callable[[Config], None]:
     """Return a change that opens a port to everybody."""
-    rule = {"FromPort": port, "ToPort": port, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "0.0.0.0/0"}]}
+    rule: Config = {"FromPort": port, "ToPort": port, "IpProtocol": "tcp"}
+    rule["IpRanges"] = [{"CidrIp": "0.0.0.0/0"}]
     return lambda config: config["provider"].update(security_group={"IpPermissions": [rule]})
 
 

@@ -1,0 +1,325 @@
+"""The learner: networks, loss, optimiser; `step(batch)` is one gradient update."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import sysconfig
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from common.config import AgentConfig, LearnerConfig
+from common.networks import QNetwork, build_network, initialise
+from common.targets import n_step_target, td_error
+from common.types import EnvironmentSpec
+from learner.losses import half_square, huber, weighted_mean
+from learner.optimizers import make_optimizer
+
+# Where the loss becomes linear: the error clipping of Mnih et al. 2015.
+_HUBER_DELTA = 1.0
+# Keeps the clipping factor finite, as in torch.nn.utils.clip_grad_norm_.
+_NORM_EPSILON = 1e-6
+# Parameters of glibc's mallopt (malloc.h).
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on the learner's device; observations as they were stored, uint8 pixels unscaled.
+
+    Fields:
+      weight: float32[B], importance weights.
+      s_tm1: dtype[B, k, *frame_shape].
+      a_tm1: int64[B].
+      r_t: float32[B].
+      discount_t: float32[B].
+      s_t: dtype[B, k, *frame_shape].
+    """
+
+    weight: Tensor
+    s_tm1: Tensor
+    a_tm1: Tensor
+    r_t: Tensor
+    discount_t: Tensor
+    s_t: Tensor
+
+
+class StepResult(NamedTuple):
+    """What one learner step says, all on the device: reading a number waits for it.
+
+    Fields:
+      priority: float32[B], |TD error|, not importance-weighted.
+      td_loss: float32[], importance-weighted mean loss.
+      q_mean: float32[], mean of Q(s_tm1, a_tm1).
+      grad_norm: float32[], global norm of the gradient before clipping.
+    """
+
+    priority: Tensor
+    td_loss: Tensor
+    q_mean: Tensor
+    grad_norm: Tensor
+
+
+class Learner:
+    """Double-DQN with n-step targets and importance weights.
+
+    The loop it lives in:
+
+        learner.warm_up()                  # optional: compile now, not in the first step
+        while True:
+            result = learner.step(batch)   # launches work on CUDA and does not wait for it
+            send(result.priority)
+
+    One thread only.
+    """
+
+    def __init__(
+        self,
+        *,
+        agent: AgentConfig,
+        config: LearnerConfig,
+        spec: EnvironmentSpec,
+        device: torch.device,
+        seed: int,
+        compile_step: bool,
+    ) -> None:
+        """Build the networks and the optimiser.
+
+        Args:
+          agent: network and target.
+          config: the optimisation.
+          spec: the environment.
+          device: where to learn.
+          seed: of the weights.
+          compile_step: torch.compile the whole update. It raises in the first step or `warm_up` where no compiler
+            works; ask `compiler_available` before.
+        """
+        self._config = config
+        self._spec = spec
+        self._device = device
+        self._double = agent.double
+        self._network = build_network(agent, spec).to(device)
+        initialise(self._network, torch.Generator().manual_seed(seed))
+        self._network.train()
+        # Built apart rather than copied, so that not one tensor can be shared.
+        self._target = build_network(agent, spec).to(device)
+        self._target.requires_grad_(False)
+        self._copy_target()
+        self._parameters = list(self._network.parameters())
+        self._optimizer = make_optimizer(config, self._parameters)
+        self._learner_step = 0
+        self._run_update = _compiled(self._update) if compile_step else self._update
+
+    @property
+    def network(self) -> QNetwork:
+        """The online network."""
+        return self._network
+
+    @property
+    def target(self) -> QNetwork:
+        """The target network."""
+        return self._target
+
+    @property
+    def device(self) -> torch.device:
+        """Where the learner learns."""
+        return self._device
+
+    @property
+    def learner_step(self) -> int:
+        """Gradient updates done, over all incarnations."""
+        return self._learner_step
+
+    def step(self, batch: DeviceBatch) -> StepResult:
+        """Take one gradient step, copy the target when it is due, and return without waiting for the device."""
+        result = StepResult(*self._run_update(*batch))
+        self._learner_step += 1
+        if self._learner_step % self._config.target_period_learner_steps == 0:
+            self._copy_target()
+        return result
+
+    def warm_up(self) -> None:
+        """Run one update on zeros and take it back: afterwards everything is compiled and nothing has changed."""
+        rows = self._config.batch_size
+        observation = self._spec.observation
+        zeros = torch.zeros(rows, device=self._device)
+        pictures = torch.zeros(
+            (rows, *observation.shape),
+            dtype=getattr(torch, observation.dtype),
+            device=self._device,
+        )
+        actions = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        tensors = self._state_tensors()
+        before = [tensor.clone() for tensor in tensors]
+        self._run_update(zeros, pictures, actions, zeros, zeros, pictures.clone())
+        # In place: the compiled step holds on to these very tensors.
+        for tensor, old in zip(tensors, before, strict=True):
+            tensor.copy_(old)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies, on the CPU, of all that `step` depends on: plain dictionaries, lists, tensors and numbers."""
+        return {
+            "network": _copies(self._network),
+            "target": _copies(self._target),
+            "optimizer": {
+                "name": type(self._optimizer).__name__,
+                "state": {
+                    name: [tensor.to("cpu", copy=True) for tensor in tensors]
+                    for name, tensors in self._optimizer.state.items()
+                },
+            },
+            "learner_step": self._learner_step,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned, in place; the next step equals the one of the learner that was saved.
+
+        Raises:
+          ValueError: the state is of another architecture or optimiser; nothing was changed.
+        """
+        optimizer = state["optimizer"]
+        actual = type(self._optimizer).__name__
+        if optimizer["name"] != actual:
+            raise ValueError(
+                f"Expect the state of optimizer {actual}, actually: {optimizer['name']}"
+            )
+        pairs = [
+            *_match("network", self._network.state_dict(), state["network"]),
+            *_match("target", self._target.state_dict(), state["target"]),
+        ]
+        saved = optimizer["state"]
+        for name, tensors in self._optimizer.state.items():
+            here = dict(enumerate(tensors))
+            pairs += _match(f"optimizer {name}", here, dict(enumerate(saved.get(name, []))))
+        with torch.no_grad():
+            for tensor, old in pairs:
+                tensor.copy_(old)
+        self._learner_step = int(state["learner_step"])
+
+    def _update(
+        self,
+        weight: Tensor,
+        s_tm1: Tensor,
+        a_tm1: Tensor,
+        r_t: Tensor,
+        discount_t: Tensor,
+        s_t: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Loss, gradient, clipping and optimiser; the fields of StepResult. This is what gets compiled."""
+        with torch.no_grad():
+            q_t_value = self._target(s_t)
+            # Not in one pass with s_tm1: the backward pass would then run over these rows for nothing.
+            q_t_selector = self._network(s_t) if self._double else q_t_value
+            target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
+        td = td_error(self._network(s_tm1), a_tm1, target)
+        loss = huber(td, delta=_HUBER_DELTA) if self._config.loss == "huber" else half_square(td)
+        td_loss = weighted_mean(loss, weight)
+        gradients = torch.autograd.grad(td_loss, self._parameters)
+        with torch.no_grad():
+            td = td.detach()
+            clipped, grad_norm = clip_gradients(
+                gradients, self._config.max_grad_norm, self._config.max_grad_value
+            )
+            self._optimizer.update(self._parameters, clipped)
+            q_mean = (target - td).mean()
+        return td.abs(), td_loss.detach(), q_mean, grad_norm
+
+    def _copy_target(self) -> None:
+        """Copy every parameter and buffer into the target's own storage."""
+        online = self._network.state_dict().values()
+        target = self._target.state_dict().values()
+        with torch.no_grad():
+            for theirs, ours in zip(target, online, strict=True):
+                theirs.copy_(ours)
+
+    def _state_tensors(self) -> list[Tensor]:
+        """Return every tensor that an update may change, without gradient tracking."""
+        return [
+            *self._network.state_dict().values(),
+            *self._target.state_dict().values(),
+            *(tensor for tensors in self._optimizer.state.values() for tensor in tensors),
+        ]
+
+
+def clip_gradients(
+    gradients: Sequence[Tensor], max_norm: float | None, max_value: float | None
+) -> tuple[list[Tensor], Tensor]:
+    """Return the clipped gradients and their global norm before clipping; no CPU-GPU sync.
+
+    Args:
+      gradients: one tensor per parameter.
+      max_norm: scale all of them down so that their global norm is at most this (Pascanu et al. 2013); None: off.
+      max_value: then clip each element to +- this; None: off.
+    """
+    norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
+    clipped = list(gradients)
+    if max_norm is not None:
+        scale = (max_norm / (norm + _NORM_EPSILON)).clamp(max=1.0)
+        clipped = [gradient * scale for gradient in clipped]
+    if max_value is not None:
+        clipped = [gradient.clamp(-max_value, max_value) for gradient in clipped]
+    return clipped, norm
+
+
+def _copies(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.to("cpu", copy=True) for name, tensor in network.state_dict().items()}
+
+
+def _match(
+    what: str, here: dict[Any, Tensor], saved: dict[Any, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return (own tensor, saved tensor) pairs, or say where the two differ."""
+    ours = {name: tuple(tensor.shape) for name, tensor in here.items()}
+    theirs = {name: tuple(tensor.shape) for name, tensor in saved.items()}
+    for name in ours.keys() | theirs.keys():
+        if ours.get(name) != theirs.get(name):
+            raise ValueError(
+                f"Expect the state of this configuration's {what}; at `{name}` it has shape "
+                f"{theirs.get(name, 'nothing')}, actually needed: {ours.get(name, 'nothing')}"
+            )
+    return [(tensor, saved[name]) for name, tensor in here.items()]
+
+
+def _compiled(update: Any) -> Any:
+    """Return `update` compiled, forward, backward and optimiser in one graph where this torch can do that."""
+    # Since some release after 2.9 torch.autograd.grad can be a part of the graph, if told so; elsewhere the graph breaks
+    # there into the two compiled halves around it. The switch is for the process, as everything of torch.compile.
+    import torch._dynamo.config as dynamo
+
+    if hasattr(dynamo, "trace_autograd_ops"):
+        dynamo.trace_autograd_ops = True
+    return torch.compile(update, dynamic=False)
+
+
+def compiler_available() -> bool:
+    """Return whether torch.compile can work here, as far as can be told without trying.
+
+    The CPU's kernels need a C++ compiler and Python's headers. On CUDA Triton makes the kernels, but has its launchers
+    built the same way.
+    """
+    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
+    compiler = any(name and shutil.which(name) for name in names)
+    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
+    triton = not torch.cuda.is_available() or importlib.util.find_spec("triton") is not None
+    return compiler and headers and triton
+
+
+def tune_allocator() -> bool:
+    """Make malloc keep big blocks instead of returning them to the kernel; return False where it is not glibc's.
+
+    A step on the CPU allocates hundreds of megabytes of temporaries, and by default each is mapped, zeroed page by page
+    and unmapped again: compiled steps of batch 512 went from 1,280 to 1,600 samples/s on two cores with this. The process
+    then never shrinks, so the learner's process calls it, at its start, and nothing does at import.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "gnu_get_libc_version"):
+        return False
+    largest_int = 2**31 - 1
+    # Both return 1 for success.
+    return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, largest_int))
