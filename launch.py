@@ -6,6 +6,9 @@ python launch.py eval RUN_DIR | plot RUN_DIR... | bench [STAGE] | presets
 
 from __future__ import annotations
 
+import common.ray_environment  # noqa: F401  before anything that imports Ray
+
+# isort: split
 import dataclasses
 import itertools
 import math
@@ -74,6 +77,7 @@ _FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes it
 _ANSWER_S = 60.0
 _SAVE_S = 120.0
 _EVALUATION_ENVS = 8
+_FLUSH_S = 5.0
 
 
 class RunEnded(Exception):
@@ -139,7 +143,7 @@ def train(command: TrainCommand) -> int:
         except ConnectionError as error:
             refuse([str(error)])
     plan.folder.create(plan.config, plan.spec.name, ["python", "launch.py", *sys.argv[1:]])
-    console = Console(log_file=plan.folder.log)
+    console = Console(stream=sys.stdout, log_file=plan.folder.log, clock=time.monotonic)
     reason, code = "failed", 1
     reporter = make_reporter(plan, console)
     started_s = time.monotonic()
@@ -273,7 +277,8 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         mean_epsilon=mean_epsilon,
         console=console,
         events=EventWriter(
-            plan.folder.path,
+            folder=plan.folder.path,
+            flush_s=_FLUSH_S,
             first_frames=plan.agent_steps_before * plan.spec.action_repeat_frames,
         ),
         clock=time.monotonic,
@@ -348,9 +353,8 @@ class RayRun:
         )
         self._cpus = self._cpu_share()
         self._resources = {"actor_host": 0.001} if "actor_host" in ray.cluster_resources() else {}
-        home = {"CPU": self._cpus}
-        if "learner_host" in ray.cluster_resources():
-            home["learner_host"] = 0.001
+        self._home = {"learner_host": 0.001} if "learner_host" in ray.cluster_resources() else {}
+        home = {"CPU": self._cpus, **self._home}
         bundles = [home | ({"GPU": 1} if cuda else {}), *[dict(home)] * config.replay.shards]
         group = ray.util.placement_group(bundles, strategy="STRICT_PACK")
         self._wait_for_placement(group, bundles)
@@ -418,7 +422,7 @@ class RayRun:
                 plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
             )
         else:
-            handle = Evaluator.options(num_cpus=self._cpus, resources=self._resources).remote(
+            handle = Evaluator.options(num_cpus=self._cpus, resources=self._home).remote(
                 plan.config, plan.spec, self._store, incarnation, self._source
             )
         self._players[role, index] = handle

@@ -103,7 +103,7 @@ def atari_vector(env: EnvConfig, num_envs: int, **look: Any) -> AtariVectorEnv:
         max_num_frames_per_episode=env.max_game_frames,
         repeat_action_probability=game.sticky_actions,
         full_action_space=env.full_action_space,
-        noop_max=env.noop_max,  # ale-py draws from 0 to noop_max - 1
+        noop_max=env.noop_max + 1,  # ale-py draws from 0 to noop_max - 1
         # Games begin with no-ops only, as in Mnih et al. 2015 and Machado et al. 2018: the agent
         # learns to fire, which it needs after a lost life anyway.
         use_fire_reset=False,

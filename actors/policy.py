@@ -36,6 +36,11 @@ class EpsilonGreedyPolicy:
         self.set_epsilons(epsilons)
 
     @property
+    def network(self) -> nn.Module:
+        """The network, for new weights."""
+        return self._network
+
+    @property
     def epsilons(self) -> NDArray[np.float64]:
         """float64[E], exploration rate of each environment; read-only."""
         return self._epsilons

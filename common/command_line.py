@@ -4,39 +4,60 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from common.config import Config, ConfigError, load_file
+from common.config import Config, ConfigError, overlay, read_file
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
+
+# What a resumed run cannot change: it would be another network, another game, or another count of
+# frames; and the optimiser's kind comes with its state.
+_KEPT_BY_RESUME = (
+    ("env", "id"),
+    ("env", "full_action_space"),
+    ("env", "stack"),
+    ("env", "action_repeat_frames"),
+    ("agent", "network"),
+    ("agent", "hidden"),
+    ("agent", "dueling"),
+    ("learner", "optimizer"),
+    ("learner", "rmsprop_centered"),
+)
 
 
 @dataclass(frozen=True)
 class TrainCommand:
     """Train a deep Q-network with many actors, a replay server and a learner.
 
+    A preset sets everything, a --config file is laid over it, and flags are laid over both:
+
+        launch.py --actors 16 --run-dir runs/first
+        launch.py --preset pong-fast --env breakout --learner.batch-size 256
+        launch.py --resume runs/first
+
     Other commands: launch.py eval RUN_DIR | plot RUN_DIR... | bench [STAGE] | presets
     """
 
     settings: Annotated[Config, arg(name="")]
-    config: Path | None = None
-    """YAML file with settings, laid over the preset; flags are laid over both."""
-    run_dir: Path | None = None
-    """Folder of the run; default runs/<env>-<preset>-<time>."""
-    resume: Path | None = None
-    """Continue the run in this folder: weights, target, optimiser and counters; replay is refilled first."""
-    serial: bool = False
+    config: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """YAML file with settings, laid over the preset; a run's config.yaml is one."""
+    run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """Folder of the run, new or empty; default: runs/<env>-<preset>-<time>."""
+    resume: Annotated[Path | None, arg(metavar="RUN_DIR", help_behavior_hint="")] = None
+    """Continue a run: its settings, weights, optimiser and counters; replay is refilled first."""
+    serial: FlagCreatePairsOff[bool] = False
     """Everything in one process, bit-reproducible for a seed: for debugging and tests."""
-    address: str | None = None
-    """`auto` or HOST:PORT of a Ray cluster that runs; default: a Ray of its own on this machine."""
-    dashboard: bool = False
+    address: Annotated[str | None, arg(metavar="auto|HOST:PORT", help_behavior_hint="")] = None
+    """Use a Ray cluster that runs; default: a Ray of its own on this machine."""
+    dashboard: FlagCreatePairsOff[bool] = False
     """Start Ray's dashboard (on loopback)."""
 
 
@@ -44,17 +65,17 @@ class TrainCommand:
 class EvalCommand:
     """Play whole games with a trained network and print the raw score."""
 
-    run_dir: Positional[Path]
+    run_dir: Annotated[Positional[Path], arg(metavar="RUN_DIR")]
     """Folder of the run."""
     episodes: int = 30
     """Games to play."""
     epsilon: float = 0.001
     """Exploration; above 0, or Breakout waits for ever for its FIRE."""
-    checkpoint: str = "last"
-    """`last`, `best`, or the path of a checkpoint."""
+    checkpoint: Annotated[str, arg(metavar="last|best|PATH")] = "last"
+    """Which weights."""
     seed: int = 10_000
     """Seeds the games; far from any training seed."""
-    video: bool = False
+    video: FlagCreatePairsOff[bool] = False
     """Also record one whole game as MP4 into the run's videos/."""
 
 
@@ -62,9 +83,12 @@ class EvalCommand:
 class PlotCommand:
     """Draw PNGs of one run, or of several for comparison."""
 
-    run_dirs: Positional[tuple[Path, ...]]
+    run_dirs: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint="(required)"),
+    ]
     """Folders of runs."""
-    out: Path | None = None
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Where to draw; default: plots/ of the first run."""
 
 
@@ -74,7 +98,7 @@ class BenchCommand:
 
     stage: Positional[Literal["all", "actor", "replay", "learner", "pipeline", "startup"]] = "all"
     """Which stage."""
-    json: Path | None = None
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """Also save the rows and the machine as JSON."""
     seconds: float = 20.0
     """Time box of each measurement."""
@@ -82,62 +106,91 @@ class BenchCommand:
 
 def parse_train(arguments: Sequence[str]) -> TrainCommand:
     """Return the train command with every setting resolved; exit 2 with clear lines otherwise."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--preset")
-    early.add_argument("--config", type=Path)
-    early.add_argument("--resume", type=Path)
-    known, _ = early.parse_known_args(arguments)
-    try:
-        base = _base(known.preset, known.config, known.resume)
-        command: TrainCommand = tyro.cli(
-            TrainCommand,
-            args=list(arguments),
-            prog="launch.py",
-            default=TrainCommand(settings=base),
-        )
-        problems = command.settings.problems()
-        if command.resume is not None:
-            problems += _resume_problems(base, command)
-        if problems:
-            raise ConfigError(problems)
-    except ConfigError as error:
-        refuse(error.problems)
-    except RunFolderError as error:
-        refuse([f"--resume {error}"])
+    command, problems = read_train(arguments)
+    if problems:
+        refuse(problems)
     return command
 
 
-def _base(preset: str | None, file: Path | None, resume: Path | None) -> Config:
-    if resume is not None:
-        return load_file(Config(), RunFolder.of_run(resume).config_file)
-    config = Config()
-    if file is not None:
-        preset = preset or load_file(config, file).preset
-    if preset is not None:
-        if preset not in PRESETS:
-            close = difflib.get_close_matches(preset, PRESETS, n=1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            raise ConfigError([f"--preset {preset}: {hint}must be one of {', '.join(PRESETS)}"])
-        config = PRESETS[preset].config
-    return config if file is None else load_file(config, file)
+def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
+    """Return the train command and one line per problem; the command is of use if there is none.
+
+    Only for a flag that is unknown or malformed, exit 2 with the command-line library's message.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in ("--preset", "--config", "--resume"):
+        early.add_argument(flag, nargs="?")  # "?": that a value is missing is said below, by tyro
+    known, _ = early.parse_known_args(arguments)
+    base, changes, where, problems = _base(known.preset, known.config, known.resume)
+    command: TrainCommand = tyro.cli(
+        TrainCommand,
+        args=list(arguments),
+        prog="launch.py",
+        default=TrainCommand(settings=base),
+    )
+    from_file = base.problems()  # presets have none
+    for problem in command.settings.problems():
+        problems.append(_in_file(problem, changes, where) if problem in from_file else problem)
+    if command.resume is not None:
+        problems += _resume_problems(base, known.preset, command)
+    return command, problems
 
 
-def _resume_problems(saved: Config, command: TrainCommand) -> list[str]:
-    """Name the changes that a run cannot take on: they would be another network or another game."""
-    now = command.settings
+def _base(
+    preset: str | None, file: str | None, resume: str | None
+) -> tuple[Config, Any, str, list[str]]:
+    """Return what flags are laid over, the file's part in it, its name, and what is wrong."""
+    problems: list[str] = []
+    config, changes = Config(), {}
+    where = "" if file is None else str(Path(file))
+    try:
+        if resume is not None:
+            where = str(RunFolder.of_run(Path(resume)).config_file)
+        if where:
+            changes = read_file(Path(where))
+    except RunFolderError as error:
+        return config, {}, "", [f"--resume {error}"]
+    except ConfigError as error:
+        problems += error.problems
+    name, source = preset, f"--preset {preset}"
+    if name is None and isinstance(changes, dict) and isinstance(changes.get("preset"), str):
+        name, source = changes["preset"], f"{where}: `preset` is {changes['preset']}"
+    if name is not None and resume is None:
+        if name in PRESETS:
+            config = PRESETS[name].config
+        else:
+            close = difflib.get_close_matches(name, PRESETS, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            problems.append(f"{source}: must be one of {', '.join(PRESETS)}{hint}")
+    config, misfits = overlay(config, changes, where)
+    return config, changes, where, problems + misfits
+
+
+def _in_file(problem: str, changes: Any, where: str) -> str:
+    """Say of a problem that it is in the file."""
+    flag, _, rest = problem.partition(" ")
+    key = flag.removeprefix("--").replace("-", "_")
+    value = changes
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    # What is not in the file itself does not go together with something that is.
+    return f"{where}: {problem}" if value is None else f"{where}: `{key}` is {rest}"
+
+
+def _resume_problems(saved: Config, preset: str | None, command: TrainCommand) -> list[str]:
+    """Name what does not go with --resume."""
     problems = []
+    if preset is not None:
+        problems.append(f"--preset {preset}: must not be given with --resume, nor needs to")
+    if command.config is not None:
+        problems.append(f"--config {command.config}: must not be given with --resume; use flags")
     if command.run_dir is not None:
         problems.append(f"--run-dir {command.run_dir}: must not be given with --resume")
-    if now.env.id != saved.env.id:
-        problems.append(f"--env.id {now.env.id}: must stay {saved.env.id} in a resumed run")
-    for name in ("network", "hidden", "dueling"):
-        before, after = getattr(saved.agent, name), getattr(now.agent, name)
-        if before != after:
-            problems.append(f"--agent.{name} {after}: must stay {before} in a resumed run")
-    if now.learner.optimizer != saved.learner.optimizer:
-        problems.append(
-            f"--learner.optimizer {now.learner.optimizer}: must stay {saved.learner.optimizer} in a resumed run"
-        )
+    for part, name in _KEPT_BY_RESUME:
+        before, now = (getattr(getattr(c, part), name) for c in (saved, command.settings))
+        if before != now:
+            flag = f"--{part}.{name}".replace("_", "-")
+            problems.append(f"{flag} {now}: must stay {before} in a resumed run")
     return problems
 
 
@@ -149,6 +202,8 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
         problems.append(f"--episodes {command.episodes}: must be >= 1")
     if not 0 <= command.epsilon <= 1:
         problems.append(f"--epsilon {command.epsilon}: must be from 0 to 1")
+    if command.seed < 0:
+        problems.append(f"--seed {command.seed}: must be >= 0")
     if problems:
         refuse(problems)
     return command
@@ -158,15 +213,15 @@ def parse_plot(arguments: Sequence[str]) -> PlotCommand:
     """Return the plot command; exit 2 with clear lines otherwise."""
     command = tyro.cli(PlotCommand, args=list(arguments), prog="launch.py plot")
     if not command.run_dirs:
-        refuse(["plot: name at least one run folder"])
+        refuse(["plot RUN_DIR: must be one run folder or more"])
     return command
 
 
 def parse_bench(arguments: Sequence[str]) -> BenchCommand:
     """Return the bench command; exit 2 with clear lines otherwise."""
     command = tyro.cli(BenchCommand, args=list(arguments), prog="launch.py bench")
-    if command.seconds <= 0:
-        refuse([f"--seconds {command.seconds}: must be > 0"])
+    if not 0 < command.seconds < math.inf:
+        refuse([f"--seconds {command.seconds}: must be finite and > 0"])
     return command
 
 

@@ -23,21 +23,18 @@ from tyro.conf import arg
 class EnvConfig:
     """The environment and how it is seen."""
 
-    id: Annotated[str, arg(aliases=["--env"])] = "pong"
+    id: Annotated[str, arg(aliases=["--env"], metavar="ID")] = "pong"
     """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, or any gymnasium id (`CartPole-v1`)."""
     sticky_actions: float | None = None
-    """Probability that the emulator repeats the last action; None: what the id means (0.25 for
-    ALE/*-v5, else 0)."""
+    """Chance that the last action is repeated; None: as the id says (ALE/*-v5: 0.25, else 0)."""
     full_action_space: bool = False
     """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
     noop_max: int = 30
     """Random no-ops at a game's start, in agent steps (Mnih et al. 2015, Methods)."""
     life_loss_terminates: bool = True
-    """A lost life ends the value (not the game, nor the frame stack) while training (Mnih et al.
-    2015)."""
+    """In training, a lost life ends the value, not the game (Mnih et al. 2015, Methods)."""
     clip_rewards: bool = True
-    """Clip each reward to [-1, 1] for learning (Mnih et al. 2015); returns are always reported
-    raw."""
+    """Learn from rewards clipped to [-1, 1] (Mnih et al. 2015); reported returns are raw."""
     action_repeat_frames: int = 4
     """Emulator frames per agent step on Atari; the last two are max-pooled (Mnih et al. 2015)."""
     stack: int = 4
@@ -51,8 +48,7 @@ class AgentConfig:
     """What actors and learner must share: the network and the n-step target."""
 
     network: Literal["nature_cnn", "mlp"] = "nature_cnn"
-    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015). `mlp`: `hidden` layers for
-    vector observations."""
+    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `mlp`: for vectors."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True
@@ -74,8 +70,7 @@ class ActorConfig:
     envs: Annotated[int, arg(aliases=["--envs-per-actor"])] = 8
     """E, environments per actor, stepped as one C++ vector."""
     epsilon_schedule: Literal["ladder", "exponential"] = "ladder"
-    """`ladder`: constant, one per environment (Horgan et al. 2018, section 4). `exponential`: one
-    for all, decaying."""
+    """`ladder`: one rate per environment (Horgan et al. 2018, section 4); `exponential`: decays."""
     epsilon: float = 0.4
     """Base of the ladder."""
     epsilon_alpha: float = 7.0
@@ -85,8 +80,7 @@ class ActorConfig:
     epsilon_end: float = 0.05
     """Exponential schedule in the limit."""
     epsilon_decay_agent_steps: float = 30_000.0
-    """Exponential schedule: agent steps of the whole run after which the distance to the end is
-    1/e."""
+    """Exponential schedule: agent steps of the run until 1/e of the way to the end is left."""
     segment_transitions: int = 50
     """Transitions per pushed segment (the B = 50 of Horgan et al. 2018, appendix C)."""
     weights_poll_agent_steps: int = 400
@@ -94,8 +88,7 @@ class ActorConfig:
     push_window: int = 2
     """Pushes an actor may have in flight."""
     cpus: float | Literal["auto"] = "auto"
-    """CPUs that Ray reserves for an actor. `auto`: 1 on a cluster, an equal share of the cores on
-    one machine."""
+    """CPUs that Ray reserves for an actor; `auto`: 1 on a cluster, else its share of the cores."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +96,7 @@ class ReplayConfig:
     """What is remembered, and how fast it may be used."""
 
     capacity: int = 2_000_000
-    """Transitions over all shards; the oldest segments go first (Horgan et al. 2018: soft limit
-    2M)."""
+    """Transitions over all shards; the oldest segments go first (Horgan et al. 2018: 2M)."""
     max_bytes: int | None = None
     """Compressed bytes over all shards; None: half of the machine's memory."""
     min_size: int = 50_000
@@ -114,8 +106,7 @@ class ReplayConfig:
     importance_exponent: float = 0.4
     """Beta of the importance weights (Schaul et al. 2016, section 3.4)."""
     samples_per_insert: float | Literal["off"] = 8.0
-    """Times a transition is trained on, on average (8 in Mnih et al. 2015); `off` disables the rate
-    limiter."""
+    """Times a transition is trained on, on average (Mnih et al. 2015: 8); `off`: no limiter."""
     band: float | None = None
     """Samples the ratio may be off by, to either side; None: four times the least legal band."""
     shards: int = 1
@@ -151,17 +142,15 @@ class LearnerConfig:
     publish_period_learner_steps: int = 10
     """Offer weights to the actors after so many learner steps, and at most once a second."""
     prefetch_batches: int = 2
-    """Decoded batches kept ready; sampling, decoding and the copy to the device run beside the
-    step."""
+    """Decoded batches kept ready, on the device, while the learner steps."""
     decode_threads: int = 1
     """Threads that decompress; lz4 releases the interpreter lock."""
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the step. `auto`: on where there is a C++ compiler and the run is not serial."""
+    """torch.compile the step; `auto`: where there is a C++ compiler and the run is not serial."""
     threads: int = 0
-    """Torch threads of the learner; 0: one for each core, since actors that wait for it leave
-    theirs free."""
+    """Torch threads of the learner; 0: one per core, since actors that wait leave theirs free."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +181,7 @@ class CheckpointConfig:
 class Config:
     """A whole run."""
 
-    preset: str = "apex"
+    preset: Annotated[str, arg(metavar="NAME")] = "apex"
     """Named configuration to start from; `launch.py presets` lists them."""
     total_frames: int = 50_000_000
     """Emulator frames after which the run is done; a frame counts once replay has accepted it."""
@@ -236,7 +225,7 @@ class Config:
     def problems(self) -> list[str]:
         """Return one line per impossible value: flag, value, rule. Empty when all is sound.
 
-        What two values must be to each other is only asked where each is possible alone.
+        How two values must stand to each other is only asked where each is possible alone.
         """
         found: list[str] = []
 
@@ -244,96 +233,90 @@ class Config:
             if not holds:
                 found.append(f"--{flag} {value}: must be {rule}")
 
-        def at_least(least: float, **flags: float) -> None:
-            for flag, value in flags.items():
-                name = flag.replace("__", ".").replace("_", "-")
-                expect(name, value, f">= {least}", value >= least)
-
-        at_least(
-            1,
-            total_frames=self.total_frames,
-            actor__count=self.actor.count,
-            actor__envs=self.actor.envs,
-            actor__segment_transitions=self.actor.segment_transitions,
-            actor__weights_poll_agent_steps=self.actor.weights_poll_agent_steps,
-            actor__push_window=self.actor.push_window,
-            env__action_repeat_frames=self.env.action_repeat_frames,
-            env__stack=self.env.stack,
-            env__max_game_frames=self.env.max_game_frames,
-            agent__n_step=self.agent.n_step,
-            replay__capacity=self.replay.capacity,
-            replay__shards=self.replay.shards,
-            replay__frames_per_block=self.replay.frames_per_block,
-            learner__batch_size=self.learner.batch_size,
-            learner__target_period_learner_steps=self.learner.target_period_learner_steps,
-            learner__publish_period_learner_steps=self.learner.publish_period_learner_steps,
-            learner__prefetch_batches=self.learner.prefetch_batches,
-            learner__decode_threads=self.learner.decode_threads,
-            evaluator__episodes=self.evaluator.episodes,
-            checkpoint__keep=self.checkpoint.keep,
-        )
-        at_least(
-            0,
-            seed=self.seed,
-            env__noop_max=self.env.noop_max,
-            replay__priority_exponent=self.replay.priority_exponent,
-            replay__importance_exponent=self.replay.importance_exponent,
-            learner__threads=self.learner.threads,
-            actor__epsilon_alpha=self.actor.epsilon_alpha,
-        )
+        env, actor, replay, learner = self.env, self.actor, self.replay, self.learner
+        counts = {
+            "total-frames": self.total_frames,
+            "env.action-repeat-frames": env.action_repeat_frames,
+            "env.stack": env.stack,
+            "env.max-game-frames": env.max_game_frames,
+            "agent.n-step": self.agent.n_step,
+            "actor.count": actor.count,
+            "actor.envs": actor.envs,
+            "actor.segment-transitions": actor.segment_transitions,
+            "actor.weights-poll-agent-steps": actor.weights_poll_agent_steps,
+            "actor.push-window": actor.push_window,
+            "replay.capacity": replay.capacity,
+            "replay.min-size": replay.min_size,
+            "replay.shards": replay.shards,
+            "replay.frames-per-block": replay.frames_per_block,
+            "learner.batch-size": learner.batch_size,
+            "learner.target-period-learner-steps": learner.target_period_learner_steps,
+            "learner.publish-period-learner-steps": learner.publish_period_learner_steps,
+            "learner.prefetch-batches": learner.prefetch_batches,
+            "learner.decode-threads": learner.decode_threads,
+            "evaluator.episodes": self.evaluator.episodes,
+            "checkpoint.keep": self.checkpoint.keep,
+        }
+        for flag, count in counts.items():
+            expect(flag, count, ">= 1", count >= 1)
+        may_be_zero = {
+            "seed": self.seed,
+            "env.noop-max": env.noop_max,
+            "learner.threads": learner.threads,
+        }
+        for flag, count in may_be_zero.items():
+            expect(flag, count, ">= 0", count >= 0)
+        exponents = {
+            "actor.epsilon-alpha": actor.epsilon_alpha,
+            "replay.priority-exponent": replay.priority_exponent,
+            "replay.importance-exponent": replay.importance_exponent,
+        }
+        for flag, exponent in exponents.items():
+            expect(flag, exponent, "finite and >= 0", 0 <= exponent < math.inf)
         positive = {
-            "learner.learning-rate": self.learner.learning_rate,
-            "learner.optimizer-epsilon": self.learner.optimizer_epsilon,
-            "learner.max-grad-norm": self.learner.max_grad_norm,
-            "learner.max-grad-value": self.learner.max_grad_value,
+            "actor.cpus": None if actor.cpus == "auto" else actor.cpus,
+            "actor.epsilon-decay-agent-steps": actor.epsilon_decay_agent_steps,
+            "replay.max-bytes": replay.max_bytes,
             "replay.samples-per-insert": self.samples_per_insert,
-            "replay.max-bytes": self.replay.max_bytes,
-            "actor.epsilon-decay-agent-steps": self.actor.epsilon_decay_agent_steps,
-            "actor.cpus": None if self.actor.cpus == "auto" else self.actor.cpus,
+            "replay.band": replay.band,
+            "learner.learning-rate": learner.learning_rate,
+            "learner.optimizer-epsilon": learner.optimizer_epsilon,
+            "learner.max-grad-norm": learner.max_grad_norm,
+            "learner.max-grad-value": learner.max_grad_value,
             "evaluator.every-minutes": self.evaluator.every_minutes,
             "checkpoint.every-minutes": self.checkpoint.every_minutes,
         }
         for flag, value in positive.items():
-            expect(flag, value, "> 0", value is None or value > 0)
+            expect(flag, value, "finite and > 0", value is None or 0 < value < math.inf)
         shares = {
-            "env.sticky-actions": self.env.sticky_actions,
+            "env.sticky-actions": env.sticky_actions,
             "agent.gamma": self.agent.gamma,
-            "learner.rmsprop-decay": self.learner.rmsprop_decay,
-            "actor.epsilon": self.actor.epsilon,
-            "actor.epsilon-start": self.actor.epsilon_start,
-            "actor.epsilon-end": self.actor.epsilon_end,
+            "actor.epsilon": actor.epsilon,
+            "actor.epsilon-start": actor.epsilon_start,
+            "actor.epsilon-end": actor.epsilon_end,
+            "learner.rmsprop-decay": learner.rmsprop_decay,
             "evaluator.epsilon": self.evaluator.epsilon,
         }
         for flag, share in shares.items():
             expect(flag, share, "from 0 to 1", share is None or 0 <= share <= 1)
-        expect(
-            "agent.hidden",
-            self.agent.hidden,
-            "one or more widths >= 1",
-            min(self.agent.hidden, default=0) >= 1,
-        )
-        size, batch = self.replay.min_size, self.learner.batch_size
-        expect("replay.min-size", size, f">= the batch size, {batch}", size >= batch)
-        expect(
-            "replay.min-size",
-            size,
-            f"<= the capacity, {self.replay.capacity}",
-            size <= self.replay.capacity,
-        )
-        room = self.replay.capacity // max(self.replay.shards, 1)
-        expect(
-            "replay.capacity",
-            self.replay.capacity,
-            f">= {self.transitions_per_push} transitions (one push) for each of {self.replay.shards} shard(s)",
-            room >= self.transitions_per_push,
-        )
-        if self.replay.band is not None and self.samples_per_insert is not None:
-            expect(
-                "replay.band",
-                self.replay.band,
-                f">= {self.least_band:g} (2 * max(batch, samples per insert * transitions per push))",
-                self.replay.band >= self.least_band,
-            )
+        hidden = self.agent.hidden
+        expect("agent.hidden", hidden, "one or more widths >= 1", min(hidden, default=0) >= 1)
+
+        size, batch, capacity = replay.min_size, learner.batch_size, replay.capacity
+        if min(size, batch) >= 1:
+            expect("replay.min-size", size, f">= the batch size, {batch}", size >= batch)
+        if min(size, capacity) >= 1:
+            expect("replay.min-size", size, f"<= the capacity, {capacity}", size <= capacity)
+        push, shards = self.transitions_per_push, replay.shards
+        pushes = min(actor.envs, actor.segment_transitions) >= 1
+        if pushes and min(capacity, shards) >= 1:
+            rule = f">= {push * shards}, one push ({push} transitions) for each shard ({shards})"
+            expect("replay.capacity", capacity, rule, capacity >= push * shards)
+        ratio, band, least = self.samples_per_insert, replay.band, self.least_band
+        limited = band is not None and ratio is not None and band > 0 and 0 < ratio < math.inf
+        if limited and pushes and batch >= 1:
+            rule = f">= {least:g}: 2 * max(batch, samples per insert * transitions per push)"
+            expect("replay.band", band, rule, self.band >= least)
         return found
 
 
@@ -352,7 +335,7 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain
 
 
-def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
+def override(config: Config, changes: Any, where: str) -> Config:
     """Return `config` with the nested `changes` applied.
 
     Args:
@@ -363,17 +346,23 @@ def override(config: Config, changes: Mapping[str, Any], where: str) -> Config:
     Raises:
       ConfigError: for unknown keys and values of a wrong kind, all at once.
     """
-    found: list[str] = []
-    changed: Config = _override(config, changes, where, "", found)
+    changed, found = overlay(config, changes, where)
     if found:
         raise ConfigError(found)
     return changed
 
 
-def _override(part: Any, changes: Any, where: str, prefix: str, found: list[str]) -> Any:
+def overlay(config: Config, changes: Any, where: str) -> tuple[Config, list[str]]:
+    """Do as `override`, but leave out what does not fit and return one line for each of it."""
+    found: list[str] = []
+    changed: Config = _overlay(config, changes, where, "", found)
+    return changed, found
+
+
+def _overlay(part: Any, changes: Any, where: str, prefix: str, found: list[str]) -> Any:
     if not isinstance(changes, Mapping):
-        name = prefix.rstrip(".") or "the file"
-        found.append(f"{where}: {name} must hold `key: value` lines, actually: {changes!r}")
+        name = f"`{prefix.rstrip('.')}`" if prefix else "the file"
+        found.append(f"{where}: {name} is {changes!r}: must hold `key: value` lines")
         return part
     kinds = typing.get_type_hints(type(part))  # without Annotated
     known = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
@@ -381,16 +370,28 @@ def _override(part: Any, changes: Any, where: str, prefix: str, found: list[str]
     for key, value in changes.items():
         name = f"{prefix}{key}"
         if key not in known:
-            found.append(f"{where}: unknown key `{name}`; known here: {', '.join(known)}")
+            found.append(f"{where}: unknown key `{name}`: must be one of {', '.join(known)}")
         elif dataclasses.is_dataclass(known[key]):
-            replaced[key] = _override(known[key], value, where, f"{name}.", found)
+            replaced[key] = _overlay(known[key], value, where, f"{name}.", found)
         else:
             try:
                 replaced[key] = _fit(value, kinds[key])
-            except ValueError:
-                kind = getattr(kinds[key], "__name__", None) or str(kinds[key])
-                found.append(f"{where}: `{name}` is {value!r}: must be {kind}")
+            except (ValueError, OverflowError):
+                found.append(f"{where}: `{name}` is {value!r}: must be {_describe(kinds[key])}")
     return dataclasses.replace(part, **replaced)
+
+
+def _describe(kind: Any) -> str:
+    """Say in plain words which values `_fit` takes for `kind`."""
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(option) for option in options)
+    if origin is Literal:
+        return " or ".join(str(option) for option in options)
+    if origin is tuple:
+        return "a list, each " + _describe(options[0])
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    return words.get(kind, "null")
 
 
 def _fit(value: Any, kind: Any) -> Any:
@@ -426,17 +427,27 @@ def load_file(config: Config, path: Path) -> Config:
     """Return `config` with the YAML file's values applied.
 
     Raises:
-      ConfigError: the file cannot be read, is not YAML, or holds unknown keys or values of a wrong kind.
+      ConfigError: the file cannot be read, is not YAML, or holds unknown keys or values of a wrong
+        kind.
+    """
+    return override(config, read_file(path), str(path))
+
+
+def read_file(path: Path) -> Any:
+    """Return what a YAML file holds, {} where it is empty; nothing in it is checked.
+
+    Raises:
+      ConfigError: the file cannot be read, or is not YAML.
     """
     try:
-        changes = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(
-            [f"--config {path}: cannot be read: {' '.join(str(error).split())}"]
-        ) from error
-    return override(config, {} if changes is None else changes, str(path))
+        changes = yaml.safe_load(path.read_text(encoding="utf-8"))
+    # ValueError: not UTF-8, or a 31st of June.
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from error
+    return {} if changes is None else changes
 
 
 def save_file(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from common.config import AgentConfig
 from common.types import EnvironmentSpec, ObservationSpec
 
-# Largest value of a uint8 pixel: observations are scaled to [0, 1] inside the network, on the device.
+# Largest value of a uint8 pixel: observations are scaled to [0, 1] inside the network, on the
+# device.
 _PIXEL_MAX = 255.0
 # Output channels, kernel size, stride of each convolution (Mnih et al. 2015, Methods).
 _NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -22,13 +23,14 @@ _NATURE_HIDDEN = 512
 class QNetwork(nn.Module):
     """Action values of stacked observations.
 
-    `torso` makes features, `hidden` is the last hidden layer, `value` and `advantage` are linear. With two streams
-    (Wang et al. 2016, equation 9)
+    `torso` makes features, `hidden` is the last hidden layer, `value` and `advantage` are linear.
+    With two streams (Wang et al. 2016, equation 9)
 
         Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a').
 
-    The streams' hidden layers are one matrix, value's rows first: the same function, but the features are read once
-    and the product is twice as large, which is worth 1 to 3 % of a learner step on a CPU.
+    The streams' hidden layers are one matrix, value's rows first: the same function, but the
+    features are read once and the product is twice as large, which is worth 1 to 3 % of a learner
+    step on a CPU.
     """
 
     def __init__(
@@ -149,10 +151,11 @@ def _mlp_torso(observation: ObservationSpec, widths: tuple[int, ...]) -> tuple[n
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
-    """Draw all weights anew: uniform in +-1 / sqrt(fan in), biases too (PyTorch's own rule, and Mnih et al. 2015's).
+    """Draw all weights and biases anew, uniform in +-1 / sqrt(fan in), PyTorch's own rule.
 
-    Numbers are drawn on the CPU in the order of modules, so that they depend on the seed alone, and not on the device
-    or the memory layout. Batch normalisation goes back to its start, running statistics included.
+    Numbers are drawn on the CPU in the order of modules, so that they depend on the seed alone, and
+    not on the device or the memory layout. Batch normalisation goes back to its start, running
+    statistics included.
 
     Args:
       network: changed in place.
@@ -177,10 +180,11 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
 
 
 def flatten_state(network: nn.Module) -> NDArray[np.uint8]:
-    """Return uint8[P], a copy of every parameter and buffer back to back, in the order of `state_dict`.
+    """Return uint8[P], a copy of every parameter and buffer back to back, as in `state_dict`.
 
-    Buffers (batch normalisation's running statistics and its int64 counter) go along: without them an actor would act
-    on other values than the learner's. One copy from the device: a CPU-GPU sync point.
+    Buffers (batch normalisation's running statistics and its int64 counter) go along: without them
+    an actor would act on other values than the learner's. One copy from the device: a CPU-GPU sync
+    point.
     """
     parts = [
         # Contiguous means the logical order of elements, whatever the layout in memory.
@@ -212,6 +216,6 @@ def load_flat_state(network: nn.Module, buffer: NDArray[np.uint8]) -> None:
         return
     flat = torch.from_numpy(buffer.copy()).to(tensors[0].device)
     with torch.no_grad():
-        for tensor, part in zip(tensors, flat.split(sizes), strict=True):
+        for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
             # A clone starts at an aligned address, which a view as a wider type needs.
             tensor.copy_(part.clone().view(tensor.dtype).reshape(tensor.shape))

@@ -65,8 +65,9 @@ def unpack_segment(packed: bytes) -> Segment:
     Raises:
       PackingError: `packed` was cut, changed, or is something else.
     """
-    if len(packed) < _HEADER.size + _CHECKSUM.size:
-        raise PackingError(f"Expect a segment of >= {_HEADER.size} bytes, actually: {len(packed)}")
+    least = _HEADER.size + _CHECKSUM.size
+    if len(packed) < least:
+        raise PackingError(f"Expect a segment of >= {least} bytes, actually: {len(packed)}")
     (
         magic,
         layout,
@@ -83,6 +84,8 @@ def unpack_segment(packed: bytes) -> Segment:
     (checksum,) = _CHECKSUM.unpack_from(packed, len(packed) - _CHECKSUM.size)
     if zlib.crc32(memoryview(packed)[: -_CHECKSUM.size]) != checksum:
         raise PackingError(f"Expect a segment with checksum {checksum:#x}: its bytes were changed")
+    if frames_per_block < 1:
+        raise PackingError(f"Expect `frames_per_block` >= 1, actually: {frames_per_block}")
     offset = _HEADER.size
     arrays: dict[str, NDArray[Any]] = {}
     blocks = num_blocks(num_frames, frames_per_block)
@@ -122,6 +125,7 @@ def check_segment(segment: Segment, stack: int) -> None:
             raise PackingError(f"Expect {rule} in segment {tuple(segment.name)}")
 
     expect("at least one transition", segment.num_transitions >= 1)
+    expect("at least one frame", segment.num_frames >= 1)
     expect("blocks that grow", bool(np.all(np.diff(segment.block_ends, prepend=0) > 0)))
     expect("blocks that end with the bytes", int(segment.block_ends[-1]) == len(segment.blocks))
     for newest, depth in (
@@ -133,6 +137,9 @@ def check_segment(segment: Segment, stack: int) -> None:
         expect("stacks inside the frames", bool(np.all(newest - depths + 1 >= 0)))
         expect("stacks inside the frames", bool(np.all(newest < segment.num_frames)))
     expect("s_t after s_tm1", bool(np.all(segment.newest_t > segment.newest_tm1)))
+    oldest_tm1 = segment.newest_tm1 - segment.depth_tm1.astype(np.int64)
+    oldest_t = segment.newest_t - segment.depth_t.astype(np.int64)
+    expect("no frame of s_t before those of s_tm1", bool(np.all(oldest_t >= oldest_tm1)))
     expect("finite returns", bool(np.all(np.isfinite(segment.r_t))))
     expect(
         "discounts from 0 to 1", bool(np.all((segment.discount_t >= 0) & (segment.discount_t <= 1)))

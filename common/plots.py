@@ -48,9 +48,10 @@ class Panel(NamedTuple):
     Fields:
       tag: what is drawn over frames.
       title: what it is, with its unit.
-      kind: "games": every value faintly, and the mean of the last AVERAGE_GAMES of them; "evaluation":
-        marked points, and the human score; "noisy": every value faintly, a moving average over a
-        fiftieth of them, and limits that leave out the outermost per cent; "plain": a line.
+      kind: "games": every value faintly, and the mean of the last AVERAGE_GAMES of them;
+        "evaluation": marked points, and the human score; "noisy": every value faintly, a moving
+        average over a fiftieth of them, and limits that may cut off the outermost per cent;
+        "plain": a line.
       from_zero: whether the y-axis starts at 0.
     """
 
@@ -62,7 +63,7 @@ class Panel(NamedTuple):
 
 _RETURN = Panel(
     TRAIN_EPISODE_RETURN,
-    f"Training return (line: mean of the last {AVERAGE_GAMES})",
+    f"Training return (line: mean of {AVERAGE_GAMES} games)",
     "games",
     False,
 )
@@ -136,8 +137,9 @@ def _load(run_dirs: list[Path]) -> list[_Run]:
             raise ValueError(f"{path}: is not a run folder: there is no such folder")
         if not event_files(path):
             raise ValueError(f"{path}: is not a run folder: there are no TensorBoard events in it")
-        scalars = {tag: _finite(series) for tag, series in read_scalars(path).items()}
-        if not any(len(series.frames) for series in scalars.values()):
+        every = {tag: _finite(series) for tag, series in read_scalars(path).items()}
+        scalars = {tag: series for tag, series in every.items() if len(series.frames)}
+        if not scalars:
             raise ValueError(f"{path}: this run has no values to plot yet")
         runs.append(_Run(label, _COLOURS[i % len(_COLOURS)], _human_score(path), scalars))
     return runs
@@ -149,7 +151,7 @@ def _finite(series: Series) -> Series:
 
 
 def _human_score(run_dir: Path) -> float | None:
-    """Return the human score of the game that `run.json` names, None if it or the score is missing."""
+    """Return the human score of the game that `run.json` names; None where either is missing."""
     try:
         about = json.loads((run_dir / "run.json").read_text())
     except (OSError, ValueError):
@@ -160,7 +162,7 @@ def _human_score(run_dir: Path) -> float | None:
 
 
 def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
-    """Return the mean of the last `window` values at each value, of as many as there are at the start.
+    """Return at each value the mean of the last `window` values; of fewer where the series starts.
 
     Args:
       values: float64[n].
@@ -228,23 +230,26 @@ def _draw_panel(axes: Axes, panel: Panel, runs: list[_Run]) -> None:
         axes.set_ylim(bottom=0, top=None if axes.get_ylim()[1] > 0 else 1)
     if panel.kind == "evaluation":
         _draw_human(axes, shown)
-    axes.set_xlim(left=0, right=max(run.scalars[panel.tag].frames[-1] for run in shown) * 1.02 or 1)
+    last_frames = max(float(series.frames[-1]) for run in runs for series in run.scalars.values())
+    axes.set_xlim(left=0, right=1.02 * last_frames or 1.0)  # the same in every plot of these runs
 
 
 def _draw_series(axes: Axes, panel: Panel, run: _Run) -> None:
     frames, values, _ = run.scalars[panel.tag]
+    lone = "o" if len(values) == 1 else ""  # a line through one value cannot be seen
     if panel.kind == "evaluation":
         axes.plot(frames, values, color=run.colour, marker="o", markersize=4)
         return
     if panel.kind == "plain":
-        axes.plot(frames, values, color=run.colour)
+        axes.plot(frames, values, color=run.colour, marker=lone)
         return
     window = AVERAGE_GAMES if panel.kind == "games" else max(1, len(values) // 50)
     if panel.kind == "games":
-        axes.plot(frames, values, ".", color=run.colour, alpha=0.25, markersize=3, mew=0)
+        alpha = float(np.clip(500 / len(values), 0.2, 0.6))
+        axes.plot(frames, values, ".", color=run.colour, alpha=alpha, markersize=4, mew=0)
     else:
         axes.plot(frames, values, color=run.colour, alpha=0.25, linewidth=0.8)
-    axes.plot(frames, moving_average(values, window), color=run.colour)
+    axes.plot(frames, moving_average(values, window), color=run.colour, marker=lone)
 
 
 def _noisy_limits(columns: list[NDArray[np.float64]]) -> tuple[float, float]:

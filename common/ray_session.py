@@ -5,21 +5,29 @@ from __future__ import annotations
 import os
 import secrets
 import socket
+
 import ray
 
-# Ray's object store carries compressed segments, batches and weights only; they pass through within seconds.
+# Ray's object store carries compressed segments, batches and weights only; they pass through within
+# seconds.
 _OBJECT_STORE_BYTES = 1 << 30
 
 
 def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_STORE_BYTES) -> None:
     """Start a Ray for this run alone; never join one that happens to be there.
 
-    The token is fresh and lives in this process's environment, which Ray's own processes inherit: another run, or
-    another user, on the same machine has another one.
+    The token is fresh and lives in this process's environment, which Ray's own processes inherit:
+    another run, or another user, on the same machine has another one.
+
+    Raises:
+      ConnectionError: the shell has switched authentication off.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
+    mode = os.environ.get("RAY_AUTH_MODE")
+    if mode != "token":
+        raise ConnectionError(
+            f"RAY_AUTH_MODE={mode}: must be token, or not set, for a Ray of the run's own"
+        )
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     ray.init(
         address="local",
         include_dashboard=dashboard,
@@ -36,14 +44,12 @@ def join_cluster(address: str) -> None:
     Raises:
       ConnectionError: nobody answers there; the text is one line.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         if address != "auto":
             _expect_listener(address)
         ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="troop")
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConnectionError(
             f"--address {address}: no Ray cluster answers there: {first_line}"
         ) from error

@@ -1,10 +1,10 @@
-"""Turns what the roles report into what people look at: TensorBoard tags, the console's block, `result.json`."""
+"""Turns what the roles report into what people look at: TensorBoard, console, `result.json`."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -12,7 +12,28 @@ import numpy as np
 from common.console import Console, RunStatus
 from common.metrics import Rate, merge, shares
 from common.scores import human_normalized_score
-from common.tensorboard import EventWriter
+from common.tensorboard import (
+    ACTORS_EPSILON,
+    ACTORS_POLICY_LAG_LEARNER_STEPS,
+    ENV_FRAMES_PER_S,
+    EVAL_EPISODE_RETURN,
+    EVAL_HUMAN_NORMALIZED_SCORE,
+    LEARNER_GRAD_NORM,
+    LEARNER_Q_MEAN,
+    LEARNER_STEPS_PER_S,
+    LEARNER_TD_LOSS,
+    REPLAY_BYTES,
+    REPLAY_SAMPLES_PER_INSERT,
+    REPLAY_STALE_PRIORITY_UPDATES,
+    REPLAY_TRANSITIONS,
+    TRAIN_EPISODE_RETURN,
+    TRANSITIONS_INSERTED_PER_S,
+    TRANSITIONS_SAMPLED_PER_S,
+    EventWriter,
+    episode_return_quartile_tag,
+    phase_share_tag,
+    restarts_tag,
+)
 from common.types import (
     EnvironmentSpec,
     EpisodeRecord,
@@ -97,9 +118,13 @@ class Reporter:
         self._episodes: list[EpisodeRecord] = []
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._lags: list[float] = []
+        self._lag = math.nan
         self._eval_score = math.nan
         self._limit = "acting (filling replay)"
         self._last_learner: LearnerReport | None = None
+        self._unwritten: tuple[Sequence[ReplayReport], LearnerReport, Mapping[str, int]] | None = (
+            None
+        )
 
     @property
     def progress(self) -> Progress:
@@ -108,12 +133,14 @@ class Reporter:
             frames=self._agent_steps * self._spec.action_repeat_frames,
             agent_steps=self._agent_steps,
             learner_steps=self._learner_step or 0,
-            last_train_return=float(np.mean(self._returns)) if self._returns else math.nan,
+            last_train_return=_mean(self._returns),
             last_eval_score=self._eval_score,
         )
 
     def close(self) -> None:
-        """Flush what is written."""
+        """Write what came after the last scalars, and close the events."""
+        if self._unwritten is not None:
+            self._write_scalars(*self._unwritten)
         self._events.close()
 
     def update(
@@ -137,13 +164,14 @@ class Reporter:
             self._phases["replay"].append(shard.phases)
             if math.isfinite(shard.policy_lag_learner_steps):
                 self._lags.append(shard.policy_lag_learner_steps)
+                self._lag = shard.policy_lag_learner_steps
         if learner is not self._last_learner:
             self._phases["learner"].append(learner.phases)
             self._last_learner = learner
+        self._unwritten = (shards, learner, restarts)
         now_s = self._clock()
         if now_s - self._scalars_s >= _SCALARS_S:
-            self._write_scalars(shards, learner, restarts, now_s - self._scalars_s)
-            self._scalars_s = now_s
+            self._write_scalars(shards, learner, restarts)
         progress = self.progress
         frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
         left = max(self._total_frames - progress.frames, 0)
@@ -161,7 +189,7 @@ class Reporter:
                 samples_per_insert=self._ratio(learner.samples, inserts),
                 replay_fill=transitions / self._capacity,
                 replay_bytes=sum(shard.bytes for shard in shards),
-                policy_lag=self._lags[-1] if self._lags else math.nan,
+                policy_lag=self._lag,
                 limiting_stage=self._limit,
                 elapsed_s=now_s - self._started_s,
             )
@@ -171,15 +199,15 @@ class Reporter:
         """Book one evaluation, at the frames of the weights that played."""
         score = float(result.returns.mean())
         self._eval_score = score
-        frames = result.agent_steps * self._spec.action_repeat_frames
-        self._events.scalar("eval/episode_return", score, frames)
         normalized = _normalized(self._spec.name, score)
-        self._events.scalar("eval/human_normalized_score", normalized, frames)
+        scalars = {EVAL_EPISODE_RETURN: score, EVAL_HUMAN_NORMALIZED_SCORE: normalized}
+        self._events.scalars(scalars, result.agent_steps * self._spec.action_repeat_frames)
         human = f", human-normalised {normalized:.2f}" if math.isfinite(normalized) else ""
         self._console.note(
             f"evaluation of learner step {result.version.learner_step}: mean {score:.1f} over "
             f"{len(result.returns)} games (min {result.returns.min():.0f}, max "
-            f"{result.returns.max():.0f}{human}), epsilon {result.epsilon:g}, {result.seconds:.0f} s"
+            f"{result.returns.max():.0f}{human}), epsilon {result.epsilon:g}, "
+            f"{result.seconds:.0f} s"
         )
 
     def _write_scalars(
@@ -187,43 +215,47 @@ class Reporter:
         shards: Sequence[ReplayReport],
         learner: LearnerReport,
         restarts: Mapping[str, int],
-        wall_s: float,
     ) -> None:
+        now_s = self._clock()
+        wall_s, self._scalars_s, self._unwritten = now_s - self._scalars_s, now_s, None
         inserts = sum(shard.inserts for shard in shards)
         role_shares = {role: merge(parts) for role, parts in self._phases.items()}
         self._limit = _limiting_stage(role_shares, len(shards), learner.learner_step, wall_s)
         inserted_per_s = self._inserted.per_second()
         scalars = {
-            "throughput/env_frames_per_s": inserted_per_s * self._spec.action_repeat_frames,
-            "throughput/learner_steps_per_s": self._stepped.per_second(),
-            "throughput/transitions_sampled_per_s": self._sampled.per_second(),
-            "throughput/transitions_inserted_per_s": inserted_per_s,
-            "learner/td_loss": learner.td_loss,
-            "learner/q_mean": learner.q_mean,
-            "learner/grad_norm": learner.grad_norm,
-            "replay/transitions": sum(shard.transitions for shard in shards),
-            "replay/bytes": sum(shard.bytes for shard in shards),
-            "replay/samples_per_insert": self._ratio(learner.samples, inserts),
-            "replay/stale_priority_updates": sum(s.stale_priority_updates for s in shards),
-            "actors/policy_lag_learner_steps": float(np.mean(self._lags))
-            if self._lags
-            else math.nan,
-            "actors/epsilon": self._mean_epsilon(self._agent_steps),
-            **{f"health/{role}_restarts": count for role, count in restarts.items()},
+            ENV_FRAMES_PER_S: inserted_per_s * self._spec.action_repeat_frames,
+            LEARNER_STEPS_PER_S: self._stepped.per_second(),
+            TRANSITIONS_SAMPLED_PER_S: self._sampled.per_second(),
+            TRANSITIONS_INSERTED_PER_S: inserted_per_s,
+            LEARNER_TD_LOSS: learner.td_loss,
+            LEARNER_Q_MEAN: learner.q_mean,
+            LEARNER_GRAD_NORM: learner.grad_norm,
+            REPLAY_TRANSITIONS: sum(shard.transitions for shard in shards),
+            REPLAY_BYTES: sum(shard.bytes for shard in shards),
+            REPLAY_SAMPLES_PER_INSERT: self._ratio(learner.samples, inserts),
+            REPLAY_STALE_PRIORITY_UPDATES: sum(s.stale_priority_updates for s in shards),
+            ACTORS_POLICY_LAG_LEARNER_STEPS: _mean(self._lags),
+            ACTORS_EPSILON: self._mean_epsilon(self._agent_steps),
+            **{restarts_tag(role): count for role, count in restarts.items()},
             **_return_scalars(self._episodes),
         }
         for role, phases in role_shares.items():
-            for phase, share in shares(phases).items():
-                scalars[f"time/{role}_{phase}_share"] = share
-        for tag, value in scalars.items():
-            self._events.scalar(tag, value, self.progress.frames)
+            # A shard is idle between calls, outside all phases; the others always are in one.
+            all_s = len(shards) * wall_s if role == "replay" else None
+            for phase, share in shares(phases, all_s).items():
+                scalars[phase_share_tag(role, phase)] = share
+        self._events.scalars(scalars, self.progress.frames)
         self._episodes = []
-        self._lags = self._lags[-1:]
+        self._lags = []
         self._phases = {role: [] for role in self._phases}
 
     def _ratio(self, samples: int, inserts: int) -> float:
         """Samples per insert since this start of the run, the limiter's own point of view."""
         return (samples - self._samples_before) / inserts if inserts else math.nan
+
+
+def _mean(values: Collection[float]) -> float:
+    return float(np.mean(list(values))) if values else math.nan
 
 
 def _normalized(game: str, score: float) -> float:
@@ -234,16 +266,15 @@ def _normalized(game: str, score: float) -> float:
 def _return_scalars(episodes: Sequence[EpisodeRecord]) -> dict[str, float]:
     """Mean raw return of all games and by quarter of the ladder: 1 explores most, 4 least."""
     scalars: dict[str, float] = {}
-    groups: dict[str, list[EpisodeRecord]] = {"train/episode_return": list(episodes)}
+    groups: dict[str, list[EpisodeRecord]] = {TRAIN_EPISODE_RETURN: list(episodes)}
     for episode in episodes:
-        quartile = min(int(episode.ladder_position * 4), 3) + 1
-        groups.setdefault(f"train/episode_return_epsilon_quartile_{quartile}", []).append(episode)
+        tag = episode_return_quartile_tag(episode.ladder_position)
+        groups.setdefault(tag, []).append(episode)
     for tag, group in groups.items():
         if group:
-            scalars[tag] = float(np.mean([episode.episode_return for episode in group]))
+            scalars[tag] = _mean([episode.episode_return for episode in group])
     if episodes:
-        lengths = [episode.agent_steps for episode in episodes]
-        scalars["train/episode_agent_steps"] = float(np.mean(lengths))
+        scalars["train/episode_agent_steps"] = _mean([e.agent_steps for e in episodes])
     return scalars
 
 
@@ -258,4 +289,4 @@ def _limiting_stage(
         return "replay"
     actor_waits = shares(phases["actor"]).get("wait", 0.0)
     learner_waits = shares(phases["learner"]).get("wait", 0.0)
-    return "acting" if learner_waits > actor_waits else "learner"
+    return "acting" if learner_waits > actor_waits else "learning"

@@ -14,6 +14,13 @@ from typing import Any
 from common.config import Config, save_file
 from common.source import ROOT, VERSIONS, source_hash
 
+_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
+# Of the second and of the first version of Linux's control groups.
+_CONTAINER_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
 
 class RunFolderError(ValueError):
     """A folder that cannot be used as asked; the text is one line for the user."""
@@ -22,7 +29,8 @@ class RunFolderError(ValueError):
 class RunFolder:
     """Paths inside a run's folder.
 
-    `config.yaml`, `run.json`, TensorBoard events, `checkpoints/`, `videos/`, `plots/`, `log.txt`, `result.json`.
+    `config.yaml`, `run.json`, TensorBoard events, `checkpoints/`, `videos/`, `plots/`, `log.txt`,
+    `result.json`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,12 +58,21 @@ class RunFolder:
         Raises:
           RunFolderError: something is there already, or it cannot be made.
         """
-        if path.exists():
+        try:
+            return cls._for_new_run(path)
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise RunFolderError(f"--run-dir {path}: cannot be used: {error.strerror}") from error
+
+    @classmethod
+    def _for_new_run(cls, path: Path) -> RunFolder:
+        if os.path.lexists(path):
             if not path.is_dir():
-                raise RunFolderError(f"--run-dir {path}: is a file; must be a new or empty folder")
+                raise RunFolderError(
+                    f"--run-dir {path}: is not a folder; must be a new or empty folder"
+                )
             if (path / "run.json").exists():
                 raise RunFolderError(
-                    f"--run-dir {path}: holds a run; continue it with --resume {path}, or name another"
+                    f"--run-dir {path}: holds a run; go on with --resume {path}, or name another"
                 )
             if any(path.iterdir()):
                 raise RunFolderError(
@@ -75,16 +92,21 @@ class RunFolder:
         Raises:
           RunFolderError: there is none.
         """
-        if not (path / "run.json").is_file() or not (path / "config.yaml").is_file():
+        try:
+            is_run = all((path / name).is_file() for name in ("run.json", "config.yaml"))
+        except OSError as error:
+            raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
+        if not is_run:
             raise RunFolderError(f"{path}: is not a run folder (no run.json and config.yaml in it)")
         return cls(path)
 
     def create(self, config: Config, game: str, command: list[str]) -> None:
-        """Make the folder and write what the run is."""
+        """Make the folder and say what the run is; `run.json`, which makes it a run, comes last."""
+        about = {"game": game, "command": command, **facts()}
         for folder in (self.path, self.checkpoints, self.path / "videos", self.path / "plots"):
             folder.mkdir(parents=True, exist_ok=True)
         save_file(config, self.config_file)
-        self.write_json("run.json", {"game": game, "command": command, **facts()})
+        self.write_json("run.json", about)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a JSON file whole or not at all."""
@@ -95,10 +117,11 @@ class RunFolder:
 
 def facts() -> dict[str, Any]:
     """Return what a reader needs to judge or repeat the run: time, code, versions, hardware."""
+    changes = _git("status", "--porcelain")
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": bool(_git("status", "--porcelain")),
+        "git_changed": None if changes is None else bool(changes),
         "source_hash": source_hash(),
         "python": platform.python_version(),
         "versions": {name: metadata.version(name) for name in VERSIONS},
@@ -107,7 +130,7 @@ def facts() -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """Return processor, cores and memory in bytes."""
+    """Return processor, cores, memory in bytes, and NVIDIA's GPUs."""
     model = platform.processor()
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -121,12 +144,32 @@ def machine() -> dict[str, Any]:
         "cpu": model,
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": total_memory_bytes(),
+        "gpus": _gpus(),
     }
 
 
+def _gpus() -> list[str]:
+    models = []
+    try:
+        for file in sorted(_NVIDIA_GPUS.glob("*/information")):
+            lines = file.read_text().splitlines()
+            models += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
+    except OSError:
+        pass  # a name in run.json is not worth a run
+    return models
+
+
 def total_memory_bytes() -> int:
-    """Return the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Return the machine's memory, or the container's where that has less."""
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _CONTAINER_LIMITS:
+        try:
+            limit = file.read_text().strip()
+        except OSError:
+            continue
+        if limit.isdigit():  # and not "max"
+            limits.append(int(limit))
+    return min(limits)
 
 
 def _git(*arguments: str) -> str | None:

@@ -13,9 +13,10 @@ def n_step_target(
 
         r_t + discount_t * q_t_value[argmax_a q_t_selector[a]]
 
-    (van Hasselt et al. 2016, equation 4). With the online network's values as the selector and the target network's as
-    the value this is double DQN; with the target network's for both it is DQN (Mnih et al. 2015). Termination is a
-    matter of `discount_t` alone: 0 where the episode terminated, gamma to the steps taken where it went on or was cut.
+    (van Hasselt et al. 2016, equation 4). With the online network's values as the selector and the
+    target network's as the value this is double DQN; with the target network's for both it is DQN
+    (Mnih et al. 2015). Termination is a matter of `discount_t` alone: 0 where the episode
+    terminated, gamma to the steps taken where it went on or was cut.
 
     Args:
       r_t: float32[B], n-step return.

@@ -13,7 +13,8 @@ import torch
 
 _NAME = re.compile(r"checkpoint_(\d{10,})\.pt")
 _BEST = "best.pt"
-# What torch.load(weights_only=True) takes back, besides tensors. Exact types: numpy's float64 is a float, too.
+# What torch.load(weights_only=True) takes back, besides tensors. Exact types: numpy's float64 is a
+# float, too.
 _PLAIN_TYPES = (bool, int, float, str, type(None))
 
 
@@ -55,12 +56,14 @@ def load(path: Path) -> dict[str, Any]:
     """Return what `save` wrote, tensors on the CPU.
 
     Raises:
-      CheckpointError: the file is missing, unreadable, truncated or something else; one line says which.
+      CheckpointError: the file is missing, unreadable, truncated or something else; one line says
+        which.
     """
     if not path.is_file():
         raise CheckpointError(f"Expect a checkpoint at {path}, actually: no such file")
     try:
-        # Torch's own reader tells a truncated file from a foreign one by guessing; the archive's directory knows.
+        # Torch's own reader tells a truncated file from a foreign one by guessing; the archive's
+        # directory knows.
         if not zipfile.is_zipfile(path):
             raise CheckpointError(
                 f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"

@@ -97,8 +97,8 @@ class Learner:
           spec: the environment.
           device: where to learn.
           seed: of the weights.
-          compile_step: torch.compile the whole update. It raises in the first step or `warm_up` where no compiler
-            works; ask `compiler_available` before.
+          compile_step: torch.compile the whole update. It raises in the first step or `warm_up`
+            where no compiler works; ask `compiler_available` before.
         """
         self._config = config
         self._spec = spec
@@ -137,7 +137,7 @@ class Learner:
         return self._learner_step
 
     def step(self, batch: DeviceBatch) -> StepResult:
-        """Take one gradient step, copy the target when it is due, and return without waiting for the device."""
+        """Take one gradient step and copy the target when it is due; never wait for the device."""
         result = StepResult(*self._run_update(*batch))
         self._learner_step += 1
         if self._learner_step % self._config.target_period_learner_steps == 0:
@@ -145,25 +145,16 @@ class Learner:
         return result
 
     def warm_up(self) -> None:
-        """Run one update on zeros and take it back: afterwards everything is compiled and nothing has changed."""
-        rows = self._config.batch_size
-        observation = self._spec.observation
-        zeros = torch.zeros(rows, device=self._device)
-        pictures = torch.zeros(
-            (rows, *observation.shape),
-            dtype=getattr(torch, observation.dtype),
-            device=self._device,
-        )
-        actions = torch.zeros(rows, dtype=torch.int64, device=self._device)
+        """Compile: run one update on zeros and take it back, so that nothing has changed."""
         tensors = self._state_tensors()
         before = [tensor.clone() for tensor in tensors]
-        self._run_update(zeros, pictures, actions, zeros, zeros, pictures.clone())
+        self._run_update(*self._zero_batch())
         # In place: the compiled step holds on to these very tensors.
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(old)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return copies, on the CPU, of all that `step` depends on: plain dictionaries, lists, tensors and numbers."""
+        """Return copies on the CPU of all that `step` depends on, as `checkpoint.save` takes it."""
         return {
             "network": _copies(self._network),
             "target": _copies(self._target),
@@ -178,7 +169,9 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned, in place; the next step equals the one of the learner that was saved.
+        """Restore what `state_dict` returned, in place.
+
+        The next step then equals the one that the saved learner would have taken, bit for bit.
 
         Raises:
           ValueError: the state is of another architecture or optimiser; nothing was changed.
@@ -211,10 +204,11 @@ class Learner:
         discount_t: Tensor,
         s_t: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Loss, gradient, clipping and optimiser; the fields of StepResult. This is what gets compiled."""
+        """Return the fields of StepResult and change the weights; all of this gets compiled."""
         with torch.no_grad():
             q_t_value = self._target(s_t)
-            # Not in one pass with s_tm1: the backward pass would then run over these rows for nothing.
+            # Not in one pass with s_tm1: the backward pass would then run over these rows for
+            # nothing.
             q_t_selector = self._network(s_t) if self._double else q_t_value
             target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
         td = td_error(self._network(s_tm1), a_tm1, target)
@@ -229,6 +223,21 @@ class Learner:
             self._optimizer.update(self._parameters, clipped)
             q_mean = (target - td).mean()
         return td.abs(), td_loss.detach(), q_mean, grad_norm
+
+    def _zero_batch(self) -> DeviceBatch:
+        """Return a batch like those to come. No tensor twice: that would compile apart."""
+        rows = self._config.batch_size
+        observation = self._spec.observation
+        pixels = (rows, *observation.shape)
+        dtype = getattr(torch, observation.dtype)
+        return DeviceBatch(
+            weight=torch.zeros(rows, device=self._device),
+            s_tm1=torch.zeros(pixels, dtype=dtype, device=self._device),
+            a_tm1=torch.zeros(rows, dtype=torch.int64, device=self._device),
+            r_t=torch.zeros(rows, device=self._device),
+            discount_t=torch.zeros(rows, device=self._device),
+            s_t=torch.zeros(pixels, dtype=dtype, device=self._device),
+        )
 
     def _copy_target(self) -> None:
         """Copy every parameter and buffer into the target's own storage."""
@@ -254,7 +263,8 @@ def clip_gradients(
 
     Args:
       gradients: one tensor per parameter.
-      max_norm: scale all of them down so that their global norm is at most this (Pascanu et al. 2013); None: off.
+      max_norm: scale all of them down so that their global norm is at most this (Pascanu et al.
+        2013); None: off.
       max_value: then clip each element to +- this; None: off.
     """
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
@@ -287,9 +297,10 @@ def _match(
 
 
 def _compiled(update: Any) -> Any:
-    """Return `update` compiled, forward, backward and optimiser in one graph where this torch can do that."""
-    # Since some release after 2.9 torch.autograd.grad can be a part of the graph, if told so; elsewhere the graph breaks
-    # there into the two compiled halves around it. The switch is for the process, as everything of torch.compile.
+    """Return `update` compiled, in one graph where this torch can do that."""
+    # Since some release after 2.9 torch.autograd.grad can be a part of the graph, if told so;
+    # elsewhere the graph breaks there into the two compiled halves around it. The switch is for the
+    # process, as everything of torch.compile.
     import torch._dynamo.config as dynamo
 
     if hasattr(dynamo, "trace_autograd_ops"):
@@ -300,8 +311,8 @@ def _compiled(update: Any) -> Any:
 def compiler_available() -> bool:
     """Return whether torch.compile can work here, as far as can be told without trying.
 
-    The CPU's kernels need a C++ compiler and Python's headers. On CUDA Triton makes the kernels, but has its launchers
-    built the same way.
+    The CPU's kernels need a C++ compiler and Python's headers. On CUDA Triton makes the kernels,
+    but has its launchers built the same way.
     """
     names = (os.environ.get("CXX"), "g++", "clang++", "c++")
     compiler = any(name and shutil.which(name) for name in names)
@@ -311,10 +322,12 @@ def compiler_available() -> bool:
 
 
 def tune_allocator() -> bool:
-    """Make malloc keep big blocks instead of returning them to the kernel; return False where it is not glibc's.
+    """Make malloc keep big blocks; return False where malloc is not glibc's.
 
-    A step on the CPU allocates hundreds of megabytes of temporaries, and by default each is mapped, zeroed page by page
-    and unmapped again: compiled steps of batch 512 went from 1,280 to 1,600 samples/s on two cores with this. The process
+    A step on the CPU allocates hundreds of megabytes of temporaries, and by default each is mapped,
+    zeroed page by page
+    and unmapped again: compiled steps of batch 512 went from 1,280 to 1,600 samples/s on two cores
+      with this. The process
     then never shrinks, so the learner's process calls it, at its start, and nothing does at import.
     """
     libc = ctypes.CDLL(None)

@@ -7,9 +7,10 @@ from torch import Tensor
 
 
 def huber(td: Tensor, *, delta: float) -> Tensor:
-    """Return float32[B]: td^2 / 2 where |td| <= delta, else delta * (|td| - delta / 2) (Huber 1964).
+    """Return float32[B]: td^2 / 2 where |td| <= delta, else delta * (|td| - delta / 2).
 
-    Its slope is td clipped to +-delta, which is the error clipping of Mnih et al. 2015 with delta 1.
+    (Huber 1964.) Its slope is td clipped to +-delta, which is the error clipping of Mnih et al.
+    2015 with delta 1.
 
     Args:
       td: float32[B].
@@ -35,8 +36,10 @@ def half_square(td: Tensor) -> Tensor:
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """Return float32[], sum(weight * loss) / B (Schaul et al. 2016, algorithm 1).
 
-    Divided by the rows and not by the sum of the weights, so that small weights do make small steps. Weights multiply
-    the loss, after any clipping of errors inside it, and nothing else: priorities are |td| as it is.
+    Divided by the rows and not by the sum of the weights, so that small weights do make small
+    steps. Weights multiply
+    the loss, after any clipping of errors inside it, and nothing else: priorities are |td| as it
+      is.
 
     Args:
       loss: float32[B].

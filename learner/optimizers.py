@@ -1,8 +1,9 @@
-"""RMSProp and Adam as plain tensor arithmetic in place, so that a compiled step can swallow them whole.
+"""RMSProp and Adam as plain tensor arithmetic, so that a compiled step can swallow them whole.
 
-torch.optim would do, but its centred RMSProp has no fused form on any device, its state appears only with the first
-step, and loading a state replaces the tensors that a compiled step holds on to. Here the state exists from the start
-and keeps its place. Inside one compiled graph with the backward pass an update is a single sweep over the weights.
+torch.optim would do, but its centred RMSProp has no fused form on any device, its state appears
+only with the first step, and loading a state replaces the tensors that a compiled step holds on to.
+Here the state exists from the start and keeps its place. Inside one compiled graph with the
+backward pass an update is a single sweep over the weights.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ class Optimizer(Protocol):
     """Moves parameters against their gradients, in place."""
 
     state: dict[str, list[Tensor]]
-    """All it remembers, by name: one tensor per parameter, or one for all. Restored by copying into the tensors."""
+    """All it remembers: one tensor per parameter, or one for all. Restore it in place."""
 
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Take one step. Call without gradient tracking, always with the same parameters in the same order."""
+        """Take one step; without gradient tracking, always with the same parameters."""
         ...
 
 
@@ -70,11 +71,14 @@ class RmsProp:
 
 
 class CenteredRmsProp:
-    """RMSProp of Graves 2013, equations 38 to 41: p -= lr * g / sqrt(mean g^2 - (mean g)^2 + epsilon).
+    """RMSProp of Graves 2013, equations 38 to 41.
 
-    Epsilon stands under the root, as in the DQN papers, whose values of it the presets quote: in Mnih et al. 2015's Lua
-    code, in TensorFlow's RMSProp of Ape-X and in dqn_zoo. torch.optim adds it after the root. 1.5e-7 means a
-    denominator of at least 3.9e-4 here and of at least 1.5e-7 there.
+        p -= lr * g / sqrt(mean g^2 - (mean g)^2 + epsilon)
+
+    Epsilon stands under the root, as in the DQN papers, whose values of it the presets quote: in
+    Mnih et al. 2015's Lua code, in TensorFlow's RMSProp of Ape-X and in dqn_zoo. torch.optim adds
+    it after the root. 1.5e-7 means a denominator of at least 3.9e-4 here and of at least 1.5e-7
+    there.
     """
 
     def __init__(
@@ -96,7 +100,8 @@ class CenteredRmsProp:
         ):
             square.lerp_(gradient.square(), 1.0 - self._decay)
             mean.lerp_(gradient, 1.0 - self._decay)
-            # A gradient that hardly changes leaves a variance of rounding errors, which may be below zero.
+            # A gradient that hardly changes leaves a variance of rounding errors, which may be
+            # below zero.
             variance = (square - mean.square()).clamp_(min=0.0)
             parameter.addcdiv_(
                 gradient, variance.add_(self._epsilon).sqrt_(), value=-self._learning_rate
@@ -123,7 +128,8 @@ class Adam:
         means, squares = self.state["gradient_average"], self.state["square_average"]
         (steps,) = self.state["steps"]
         steps.add_(1.0)
-        # 1 - beta^t by expm1: the plain difference would lose four of float32's seven digits in the first steps.
+        # 1 - beta^t by expm1: the plain difference would lose four of float32's seven digits in the
+        # first steps.
         beta_1, beta_2 = _ADAM_BETAS
         correction_1 = -torch.expm1(steps * math.log(beta_1))
         correction_2 = (-torch.expm1(steps * math.log(beta_2))).sqrt()

@@ -38,12 +38,13 @@ class _Ready(NamedTuple):
 class Prefetcher:
     """Calls `fetch` in a thread of its own and hands over batches in that order.
 
-    On CUDA a batch goes through page-locked staging memory, which is reused, and over a side stream, so that the copy
-    runs beside the step before; uint8 pixels travel as they are. `get` makes the current stream wait for the copy and
-    the CPU for nothing. On the CPU the arrays are used where they lie.
+    On CUDA a batch goes through page-locked staging memory, which is reused, and over a side
+    stream, so that the copy runs beside the step before; uint8 pixels travel as they are. `get`
+    makes the current stream wait for the copy and the CPU for nothing. On the CPU the arrays are
+    used where they lie.
 
-    At most `depth` batches are ready and one more is being fetched. `get` and `close` belong to one thread, `fetch` to
-    the Prefetcher's.
+    At most `depth` batches are ready and one more is being fetched. `get` and `close` belong to one
+    thread, `fetch` to the Prefetcher's.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class Prefetcher:
         self._thread.start()
 
     def get(self, timeout_s: float) -> tuple[NDArray[np.int64], DeviceBatch] | None:
-        """Return the next batch and its ids, or None if there is none in time or the Prefetcher is closed.
+        """Return the next batch and its ids, or None: none came in time, or this is closed.
 
         Raises:
-          BaseException: what `fetch` ended with, once the batches before it are handed out; every time from then on.
+          BaseException: what `fetch` ended with, once the batches before it are handed out; every
+            time from then on.
         """
         with self._changed:
             self._changed.wait_for(
@@ -88,12 +90,13 @@ class Prefetcher:
             stream = torch.cuda.current_stream(ready.batch.weight.device)
             stream.wait_event(ready.copied)
             for tensor in ready.batch:
-                # The memory was allocated on the side stream: do not reuse it before the step is done with it.
+                # The memory was allocated on the side stream: do not reuse it before the step is
+                # done with it.
                 tensor.record_stream(stream)
         return ready.ids, ready.batch
 
     def close(self) -> None:
-        """Stop fetching and drop what is ready. Returns at the latest after 30 s, should `fetch` hang."""
+        """Stop fetching and drop what is ready. Waits at most 30 s for a `fetch` that hangs."""
         self._closing.set()
         with self._changed:
             self._ready.clear()
@@ -129,7 +132,7 @@ class Prefetcher:
 
 
 class SynchronousFetcher:
-    """A Prefetcher without a thread: `get` fetches. For runs that must be reproducible bit for bit."""
+    """A Prefetcher without a thread, for runs that must be reproducible bit for bit."""
 
     def __init__(self, *, fetch: Callable[[], Batch | None], device: torch.device) -> None:
         """Keep the arguments.
@@ -142,7 +145,7 @@ class SynchronousFetcher:
         self._device = device
 
     def get(self, timeout_s: float) -> tuple[NDArray[np.int64], DeviceBatch] | None:
-        """Return the next batch and its ids, or None. `timeout_s` does not matter: nobody else could change the answer."""
+        """Return the next batch and its ids, or None, at once: nobody else could bring one."""
         del timeout_s
         batch = self._fetch()
         if batch is None:
@@ -155,7 +158,7 @@ class SynchronousFetcher:
 
 
 class _CudaMover:
-    """Copies batches to the device over a side stream, through page-locked memory that is reused in turn."""
+    """Copies batches over a side stream, through page-locked memory that is reused in turn."""
 
     def __init__(self, device: torch.device, slots: int) -> None:
         self._device = device
@@ -179,7 +182,7 @@ class _CudaMover:
 
 
 def _staging(old: DeviceBatch | None, batch: DeviceBatch) -> DeviceBatch:
-    """Return page-locked memory of the batch's shapes: the old one if it fits, since locking pages is slow."""
+    """Return page-locked memory of the batch's shapes: the old one if it fits; locking is slow."""
     if old is not None and all(
         a.shape == b.shape and a.dtype == b.dtype for a, b in zip(old, batch, strict=True)
     ):

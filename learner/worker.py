@@ -90,6 +90,7 @@ class LearnerProcess:
         self._stop = threading.Event()
         self._report = self._loop.report("")
 
+    @ray.method(concurrency_group="control")
     def describe(self) -> str:
         """Return one sentence on where and how it learns."""
         device = self._learner.device

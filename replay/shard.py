@@ -42,6 +42,11 @@ class ReplayShard:
         self._actor_phases: list[PhaseSeconds] = []
         self._timer = PhaseTimer()
 
+    @property
+    def inserted(self) -> int:
+        """Transitions ever inserted."""
+        return self._replay.storage.inserted
+
     def add(self, push: Push) -> AddReply:
         """Insert a push, or answer "not yet".
 

@@ -50,7 +50,7 @@ class StoredSegment(NamedTuple):
     Fields:
       packed: the bytes that came in.
       blocks_start: where its blocks begin in `packed`.
-      block_bounds: list of int, offsets of the blocks' bounds within the blocks, from 0 to their end.
+      block_bounds: int64[blocks + 1], offsets of the blocks' bounds within the blocks, from 0 to their end.
       num_frames: F.
       frames_per_block: frames in every block but the last.
       num_transitions: T.
@@ -105,6 +105,9 @@ class SegmentStorage:
             raise ValueError(f"Expect `capacity` >= 1, actually: {capacity}")
         if not 0 <= shard < MAX_SHARDS:
             raise ValueError(f"Expect `shard` from 0 to {MAX_SHARDS - 1}, actually: {shard}")
+        most = (1 << _INCARNATION_BITS) - 1
+        if not 0 <= incarnation <= most:
+            raise ValueError(f"Expect `incarnation` from 0 to {most}, actually: {incarnation}")
         self._capacity = capacity
         self._max_bytes = max_bytes
         self._prefix = (shard << (_POSITION_BITS + _INCARNATION_BITS)) | (

@@ -1,4 +1,4 @@
-"""What tests share: one Ray for the session, shut off from any other and from the user's settings."""
+"""What tests share: one Ray per session, shut off from any other and from the user's settings."""
 
 from __future__ import annotations
 

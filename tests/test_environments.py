@@ -362,6 +362,51 @@ def test_evaluation_ignores_lost_lives_and_training_need_not_heed_them() -> None
             np.testing.assert_array_equal(other.terminated, other.game_over)
 
 
+class ScriptedVector:
+    """Stands for ale-py's vector of one environment: says what it is told to."""
+
+    def __init__(self, steps: list[tuple[int, bool, bool]]) -> None:
+        self.steps = iter(steps)
+
+    def reset(self, *, seed: int | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        return np.zeros((1, 4, 84, 84), np.uint8), {"lives": np.array([3], np.int32)}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]:
+        lives, over, truncated = next(self.steps)
+        observation, info = np.zeros((1, 4, 84, 84), np.uint8), {"lives": np.array([lives])}
+        return observation, np.zeros(1), np.array([over]), np.array([truncated]), info
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("steps", "terminated", "game_over", "first"),
+    [
+        # An extra life, then the limit: the next game has fewer lives, and none was lost.
+        ([(4, False, False), (4, False, True), (3, False, False)], "000", "010", "001"),
+        # A game may be over with lives left.
+        ([(2, True, False), (3, False, False), (2, False, False)], "101", "100", "010"),
+        # No lives left but not over yet (Q*bert falls for a while): the end comes with the game's.
+        ([(1, False, False), (0, False, False), (0, True, False)], "101", "001", "000"),
+    ],
+)
+def test_rare_ends_of_lives_and_games(
+    monkeypatch: pytest.MonkeyPatch,
+    steps: list[tuple[int, bool, bool]],
+    terminated: str,
+    game_over: str,
+    first: str,
+) -> None:
+    monkeypatch.setattr("actors.atari.atari_vector", lambda *_, **__: ScriptedVector(steps))
+    environments = make_environments(EnvConfig(id="qbert"), 1, 0, True)
+    environments.reset()
+    played = [environments.step(np.zeros(1, np.int64)) for _ in steps]
+    for field, expected in (("terminated", terminated), ("game_over", game_over), ("first", first)):
+        actual = "".join(str(int(getattr(timesteps, field)[0])) for timesteps in played)
+        assert actual == expected, field
+
+
 def test_no_ops_are_uniform_from_zero_to_the_configured_maximum() -> None:
     vector = atari_vector(EnvConfig(id="pong", noop_max=3), 16, img_height=8, img_width=8)
     counts = np.zeros(4, np.int64)

@@ -1,4 +1,4 @@
-"""Who may import whom: the package arrows, ray, torch, and that every other import is a declared dependency."""
+"""Who may import whom: package arrows, ray, torch; and other imports are declared dependencies."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ ARROWS = {
     "learner": {"common"},
     "replay": {"common"},
 }
-# The two shells at the ends of the wire also know replay's client side. actors and learner never see each other.
+# The two shells at the ends of the wire also know replay's client side.
+# actors and learner never see each other.
 CROSSINGS = {
     "actors/worker.py": {"replay.client", "replay.writer"},
     "learner/worker.py": {"replay.assembly", "replay.client", "replay.sampler"},
@@ -39,7 +40,8 @@ RAY_SHELLS = {
     "replay/client.py",
     "replay/server.py",
 }
-# "learner/" stands for every file of that folder. Ruff's ignores in pyproject.toml are these and RAY_SHELLS.
+# "learner/" stands for every file of that folder.
+# Ruff's ignores in pyproject.toml are these and RAY_SHELLS.
 TORCH_USERS = {
     "actors/actor_loop.py",
     "actors/evaluator.py",

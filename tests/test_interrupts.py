@@ -116,9 +116,7 @@ def test_signal_ends_a_wait_at_once() -> None:
 def test_request_wakes_every_thread_that_waits() -> None:
     request = Request()
     woken: list[bool] = []
-    threads = [
-        threading.Thread(target=lambda: woken.append(request.wait(60.0))) for _ in range(4)
-    ]
+    threads = [threading.Thread(target=lambda: woken.append(request.wait(60.0))) for _ in range(4)]
     for thread in threads:
         thread.start()
     request.set()

@@ -1,13 +1,15 @@
 """Floor of the learner step: what plain PyTorch reaches, without any of this project's code.
 
-A compiled, channels-last, double-DQN step of the dueling Nature CNN with fused Adam, on tensors that are already in place:
-no replay, no importance of rows, no clipping, no copies. Run it as a script: it prints samples/s.
+A compiled, channels-last, double-DQN step of the dueling Nature CNN with fused Adam, on tensors
+that are already in place: no replay, no importance of rows, no clipping, no copies. Run it as a
+  script: it prints samples/s.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +40,7 @@ class DuelingNatureCnn(nn.Module):
 
 
 def compiled_step_rate(batch_size: int, num_actions: int, seconds: float) -> float:
-    """Return samples per second on the CPU or, if there is one, the CUDA device, after compiling and two warm-up steps."""
+    """Return samples per second after warm-up, on the CUDA device if there is one."""
     step, synchronize = make_step(batch_size, num_actions)
     for _ in range(3):
         step()
@@ -52,8 +54,8 @@ def compiled_step_rate(batch_size: int, num_actions: int, seconds: float) -> flo
     return steps * batch_size / elapsed
 
 
-def make_step(batch_size: int, num_actions: int):
-    """Return a function that takes one step and one that waits for it; for measuring in turn with something else."""
+def make_step(batch_size: int, num_actions: int) -> tuple[Callable[[], None], Callable[[], None]]:
+    """Return a function that takes one step and one that waits for it, to measure them in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last
     online = DuelingNatureCnn(num_actions).to(device, memory_format=layout)
@@ -97,9 +99,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0)
     arguments = parser.parse_args()
     rate = compiled_step_rate(arguments.batch_size, arguments.num_actions, arguments.seconds)
-    print(
-        f"{rate:.0f} samples/s, batch {arguments.batch_size}, {torch.get_num_threads()} torch threads"
-    )
+    print(f"{rate:.0f} samples/s, batch {arguments.batch_size}, {torch.get_num_threads()} threads")
 
 
 if __name__ == "__main__":

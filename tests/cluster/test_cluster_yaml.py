@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import re
+import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -160,6 +162,28 @@ def test_cluster_yaml_scales_actor_hosts_from_none() -> None:
     actors = full["available_node_types"]["actors"]
     assert actors["min_workers"] == 0
     assert 0 < actors["max_workers"] <= full["max_workers"]
+
+
+@pytest.mark.parametrize("key", [key for key in load() if key.endswith("_commands")])
+def test_commands_are_bash(key: str) -> None:
+    for command in load()[key]:
+        result = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+
+def test_settings_reach_a_host_once(tmp_path: Path) -> None:
+    """The first setup command, run twice on a host of one file, its ~/.bashrc."""
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("secret")
+    (tmp_path / ".bashrc").write_text("return  # as Ubuntu's does in a shell without a terminal\n")
+    command = load()["setup_commands"][0]
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    for _ in range(2):
+        subprocess.run(["bash", "-euc", command], env=environment, check=True)
+    text = (tmp_path / ".bashrc").read_text()
+    assert text.count("RAY_AUTH_MODE=token") == 1
+    assert text.splitlines()[0].startswith("export RAY_AUTH_MODE=token")
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
 
 
 def edited(change: Callable[[Config], None]) -> Config:

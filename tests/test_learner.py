@@ -1,0 +1,371 @@
+"""The learner: one step by hand arithmetic, the target network's traps, restoring, compiling."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import AgentConfig, LearnerConfig
+from common.networks import QNetwork, flatten_state, initialise
+from common.types import EnvironmentSpec, ObservationSpec
+from learner.checkpoint import load, save
+from learner.learner import DeviceBatch, Learner, clip_gradients, compiler_available
+
+CPU = torch.device("cpu")
+ROWS = 8
+VECTORS = EnvironmentSpec("cartpole", ObservationSpec((4,), "float32", 1), 3, 1, "")
+PIXELS = EnvironmentSpec("pong", ObservationSpec((36, 36), "uint8", 4), 3, 4, "")
+MLP = AgentConfig(network="mlp", hidden=(16,))
+CNN = AgentConfig(network="nature_cnn")
+CONFIG = LearnerConfig(
+    batch_size=ROWS, optimizer="adam", learning_rate=0.01, target_period_learner_steps=4
+)
+
+
+def make_learner(
+    *,
+    agent: AgentConfig = MLP,
+    spec: EnvironmentSpec = VECTORS,
+    device: torch.device = CPU,
+    seed: int = 1,
+    compile_step: bool = False,
+    **changes: Any,
+) -> Learner:
+    return Learner(
+        agent=agent,
+        config=dataclasses.replace(CONFIG, **changes),
+        spec=spec,
+        device=device,
+        seed=seed,
+        compile_step=compile_step,
+    )
+
+
+def make_batch(seed: int, spec: EnvironmentSpec = VECTORS) -> DeviceBatch:
+    rng = np.random.default_rng(seed)
+
+    def observations() -> torch.Tensor:
+        shape = (ROWS, *spec.observation.shape)
+        if spec.observation.dtype == "uint8":
+            return torch.from_numpy(rng.integers(0, 256, shape, dtype=np.uint8))
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
+    return DeviceBatch(
+        weight=torch.from_numpy(rng.uniform(0.1, 1.0, ROWS).astype(np.float32)),
+        s_tm1=observations(),
+        a_tm1=torch.from_numpy(rng.integers(0, spec.num_actions, ROWS)),
+        r_t=torch.from_numpy(rng.standard_normal(ROWS, dtype=np.float32)),
+        discount_t=torch.full((ROWS,), 0.97),
+        s_t=observations(),
+    )
+
+
+def same_weights(a: QNetwork, b: QNetwork) -> bool:
+    return np.array_equal(flatten_state(a), flatten_state(b))
+
+
+@torch.no_grad()
+def naive_td(learner: Learner, batch: DeviceBatch, *, double: bool) -> torch.Tensor:
+    """The TD errors row by row, with Python's own loops."""
+    errors = []
+    for i in range(ROWS):
+        online = learner.network(batch.s_t[i : i + 1])[0].tolist()
+        target = learner.target(batch.s_t[i : i + 1])[0].tolist()
+        chooser = online if double else target
+        bootstrap = target[chooser.index(max(chooser))]
+        q = learner.network(batch.s_tm1[i : i + 1])[0].tolist()[int(batch.a_tm1[i])]
+        errors.append(float(batch.r_t[i]) + float(batch.discount_t[i]) * bootstrap - q)
+    return torch.tensor(errors)
+
+
+def set_target_apart(learner: Learner) -> None:
+    initialise(learner.target, torch.Generator().manual_seed(77))
+
+
+@pytest.mark.parametrize("double", [True, False])
+def test_step_reports_what_a_naive_loop_computes(double: bool) -> None:
+    learner = make_learner(agent=dataclasses.replace(MLP, double=double))
+    set_target_apart(learner)
+    batch = make_batch(0)
+    td = naive_td(learner, batch, double=double)
+    other = naive_td(learner, batch, double=not double)
+    assert not torch.allclose(td, other)  # or the test could not tell the two apart
+    q_mean = learner.network(batch.s_tm1).gather(1, batch.a_tm1[:, None]).mean()
+    result = learner.step(batch)
+    torch.testing.assert_close(result.priority, td.abs(), rtol=1e-5, atol=1e-6)
+    loss = torch.where(td.abs() <= 1.0, td.square() / 2, td.abs() - 0.5)
+    torch.testing.assert_close(result.td_loss, (batch.weight * loss).sum() / ROWS)
+    torch.testing.assert_close(result.q_mean, q_mean.detach())
+
+
+def test_importance_weights_change_the_loss_and_never_the_priority() -> None:
+    batch = make_batch(1)
+    full = make_learner().step(batch._replace(weight=torch.ones(ROWS)))
+    tenth = make_learner().step(batch._replace(weight=torch.full((ROWS,), 0.1)))
+    assert torch.equal(tenth.priority, full.priority)
+    torch.testing.assert_close(tenth.td_loss, 0.1 * full.td_loss)
+    torch.testing.assert_close(tenth.grad_norm, 0.1 * full.grad_norm)
+
+
+def test_priorities_are_absolute_errors_of_both_signs() -> None:
+    batch = make_batch(2)
+    learner = make_learner()
+    td = naive_td(learner, batch, double=True)
+    assert (td < 0).any() and (td > 0).any()
+    assert (learner.step(batch).priority > 0).all()
+
+
+def test_mse_loss_is_half_the_square() -> None:
+    learner = make_learner(loss="mse")
+    batch = make_batch(3)
+    td = naive_td(learner, batch, double=True)
+    expected = (batch.weight * td.square() / 2).mean()
+    torch.testing.assert_close(learner.step(batch).td_loss, expected)
+
+
+def test_column_vectors_are_rejected_instead_of_broadcast() -> None:
+    batch = make_batch(4)
+    for field in ("weight", "a_tm1", "r_t", "discount_t"):
+        wrong = batch._replace(**{field: getattr(batch, field).unsqueeze(1)})
+        with pytest.raises(AssertionError):
+            make_learner().step(wrong)
+
+
+def test_target_shares_no_storage_with_the_online_network() -> None:
+    learner = make_learner()
+    online = {t.untyped_storage().data_ptr() for t in learner.network.state_dict().values()}
+    target = {t.untyped_storage().data_ptr() for t in learner.target.state_dict().values()}
+    assert not online & target
+    assert same_weights(learner.network, learner.target)  # but starts equal
+    for _ in range(CONFIG.target_period_learner_steps):
+        learner.step(make_batch(5))
+    target = {t.untyped_storage().data_ptr() for t in learner.target.state_dict().values()}
+    assert not online & target  # nor after a copy
+
+
+def test_target_is_unchanged_until_the_period_and_then_equal() -> None:
+    learner = make_learner()
+    start = flatten_state(learner.target)
+    for step in range(1, 4):
+        learner.step(make_batch(step))
+        assert np.array_equal(flatten_state(learner.target), start), step
+        assert not same_weights(learner.network, learner.target)
+    learner.step(make_batch(4))
+    assert same_weights(learner.network, learner.target)
+    fourth = flatten_state(learner.target)
+    learner.step(make_batch(5))
+    assert np.array_equal(flatten_state(learner.target), fourth)
+    assert learner.learner_step == 5
+
+
+def test_target_copy_takes_the_buffers_too() -> None:
+    learner = make_learner(target_period_learner_steps=1)
+    for network, value in ((learner.network, 3.0), (learner.target, 0.0)):
+        network.register_buffer("running_mean", torch.full((2,), value))
+    learner.step(make_batch(6))
+    assert learner.target.state_dict()["running_mean"].tolist() == [3.0, 3.0]
+
+
+def test_gradient_never_reaches_the_target() -> None:
+    learner = make_learner()
+    learner.step(make_batch(7))
+    assert not any(p.requires_grad for p in learner.target.parameters())
+    assert all(p.grad is None for p in learner.target.parameters())
+
+
+@pytest.mark.parametrize("agent", [MLP, CNN], ids=["mlp", "cnn"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "adam"},
+        {"optimizer": "rmsprop"},
+        {"optimizer": "rmsprop", "rmsprop_centered": False, "max_grad_value": 1.0},
+    ],
+    ids=["adam", "centered rmsprop", "rmsprop"],
+)
+def test_step_after_restore_equals_step_without_restore(
+    agent: AgentConfig, changes: dict[str, Any], tmp_path: Path
+) -> None:
+    spec = PIXELS if agent is CNN else VECTORS
+    learner = make_learner(agent=agent, spec=spec, **changes)
+    for step in range(6):  # past one target copy, between two
+        learner.step(make_batch(step, spec))
+    save(tmp_path / "a.pt", {"learner": learner.state_dict()})
+    restored = make_learner(agent=agent, spec=spec, seed=2, **changes)
+    restored.load_state_dict(load(tmp_path / "a.pt")["learner"])
+    assert restored.learner_step == 6
+    for step in range(6, 10):  # over the next target copy
+        ours = learner.step(make_batch(step, spec))
+        theirs = restored.step(make_batch(step, spec))
+        for name in ours._fields:
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), (step, name)
+        assert same_weights(learner.network, restored.network), step
+        assert same_weights(learner.target, restored.target), step
+
+
+def test_state_dict_is_a_copy_that_training_does_not_touch() -> None:
+    learner = make_learner()
+    state = learner.state_dict()
+    weight = state["network"]["hidden.weight"].clone()
+    average = state["optimizer"]["state"]["square_average"][0].clone()
+    learner.step(make_batch(0))
+    assert torch.equal(state["network"]["hidden.weight"], weight)
+    assert torch.equal(state["optimizer"]["state"]["square_average"][0], average)
+
+
+def test_state_of_another_network_or_optimizer_is_rejected_and_changes_nothing() -> None:
+    learner = make_learner()
+    before = flatten_state(learner.network)
+    wider = make_learner(agent=AgentConfig(network="mlp", hidden=(17,)))
+    with pytest.raises(ValueError, match="Expect the state of this configuration's network"):
+        learner.load_state_dict(wider.state_dict())
+    with pytest.raises(ValueError, match="state of optimizer Adam, actually: CenteredRmsProp"):
+        learner.load_state_dict(make_learner(optimizer="rmsprop").state_dict())
+    broken = make_learner(seed=3).state_dict()
+    del broken["optimizer"]["state"]["steps"]
+    with pytest.raises(ValueError, match="configuration's optimizer steps"):
+        learner.load_state_dict(broken)
+    assert np.array_equal(flatten_state(learner.network), before)
+
+
+def test_same_seed_gives_the_same_steps_and_another_seed_others() -> None:
+    results = [make_learner(seed=seed).step(make_batch(0)) for seed in (1, 1, 2)]
+    assert torch.equal(results[0].priority, results[1].priority)
+    assert not torch.equal(results[0].priority, results[2].priority)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "rmsprop"])
+def test_warm_up_changes_neither_weights_nor_optimizer(optimizer: str) -> None:
+    cold, warm = make_learner(optimizer=optimizer), make_learner(optimizer=optimizer)
+    warm.warm_up()
+    assert warm.learner_step == 0
+    for step in range(3):
+        cold.step(make_batch(step))
+        warm.step(make_batch(step))
+        warm.warm_up()  # in the middle of training, too
+    assert same_weights(cold.network, warm.network)
+    assert same_weights(cold.target, warm.target)
+
+
+def test_learning_lowers_the_loss_on_a_fixed_batch() -> None:
+    learner = make_learner(target_period_learner_steps=10_000)
+    batch = make_batch(0)
+    losses = [float(learner.step(batch).td_loss) for _ in range(200)]
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_norm_clipping_scales_and_reports_the_norm_before_it() -> None:
+    gradients = [torch.tensor([3.0, 0.0]), torch.tensor([[4.0]])]
+    clipped, norm = clip_gradients(gradients, 1.0, None)
+    assert norm.item() == pytest.approx(5.0)
+    torch.testing.assert_close(clipped[0], torch.tensor([3.0 / 5.0, 0.0]))
+    torch.testing.assert_close(clipped[1], torch.tensor([[4.0 / 5.0]]))
+    short, norm = clip_gradients(gradients, 10.0, None)
+    assert norm.item() == pytest.approx(5.0)
+    assert torch.equal(short[0], gradients[0])
+
+
+def test_value_clipping_cuts_each_element() -> None:
+    gradients = [torch.tensor([3.0, -0.5]), torch.tensor([-4.0])]
+    clipped, norm = clip_gradients(gradients, None, 1.0)
+    assert norm.item() == pytest.approx((9.0 + 0.25 + 16.0) ** 0.5)
+    assert clipped[0].tolist() == [1.0, -0.5]
+    assert clipped[1].tolist() == [-1.0]
+
+
+def test_step_reports_the_gradient_norm_before_clipping() -> None:
+    free = make_learner(max_grad_norm=None).step(make_batch(0))
+    clipped = make_learner(max_grad_norm=1e-3).step(make_batch(0))
+    assert torch.equal(free.grad_norm, clipped.grad_norm)
+    assert float(free.grad_norm) > 1e-3
+
+
+def test_clipping_changes_the_step() -> None:
+    free = make_learner(optimizer="rmsprop", max_grad_norm=None)
+    clipped = make_learner(optimizer="rmsprop", max_grad_norm=1e-5)
+    free.step(make_batch(0))
+    clipped.step(make_batch(0))
+    assert not same_weights(free.network, clipped.network)
+
+
+@pytest.mark.skipif(not compiler_available(), reason="needs a C++ compiler and Python's headers")
+def test_compiled_steps_equal_eager_ones_compile_once_and_restore_in_place() -> None:
+    eager, compiled = make_learner(), make_learner(compile_step=True)
+    compiled.warm_up()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for step in range(6):
+            ours, theirs = eager.step(make_batch(step)), compiled.step(make_batch(step))
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        state = compiled.state_dict()
+        once = compiled.step(make_batch(6))
+        compiled.load_state_dict(state)
+        again = compiled.step(make_batch(6))
+    assert torch.equal(once.priority, again.priority)
+    assert torch.equal(once.grad_norm, again.grad_norm)
+
+
+def test_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CXX", raising=False)
+    assert compiler_available() is False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
+def test_tuning_the_allocator_works_in_a_process_of_its_own() -> None:
+    # Not in this one: it would stay tuned, for every test after.
+    code = "from learner.learner import tune_allocator; print(tune_allocator())"
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert done.stdout.strip() == "True"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("compile_step", [False, True], ids=["eager", "compiled"])
+def test_cuda_steps_equal_cpu_steps(compile_step: bool) -> None:
+    device = torch.device("cuda:0")
+    here = make_learner(agent=CNN, spec=PIXELS)
+    there = make_learner(agent=CNN, spec=PIXELS, device=device, compile_step=compile_step)
+    there.warm_up()
+    assert same_weights(here.network, there.network)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        for step in range(6):
+            batch = make_batch(step, PIXELS)
+            ours = here.step(batch)
+            theirs = there.step(DeviceBatch(*(tensor.to(device) for tensor in batch)))
+            for name in ours._fields:
+                assert getattr(theirs, name).device == device
+                torch.testing.assert_close(
+                    getattr(theirs, name).cpu(), getattr(ours, name), rtol=1e-3, atol=1e-3
+                )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_step_never_waits_for_the_device() -> None:
+    device = torch.device("cuda:0")
+    learner = make_learner(agent=CNN, spec=PIXELS, device=device)
+    batch = DeviceBatch(*(tensor.to(device) for tensor in make_batch(0, PIXELS)))
+    learner.step(batch)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(CONFIG.target_period_learner_steps):
+            learner.step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,234 @@
+"""Networks: values by hand, seeds, layout, and weights that travel with their buffers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from common.config import AgentConfig
+from common.networks import build_network, flatten_state, initialise, load_flat_state
+from common.types import EnvironmentSpec, ObservationSpec
+
+ATARI = EnvironmentSpec("pong", ObservationSpec((84, 84), "uint8", 4), 6, 4, "")
+CARTPOLE = EnvironmentSpec("cartpole", ObservationSpec((4,), "float32", 1), 2, 1, "")
+CNN = AgentConfig(network="nature_cnn")
+MLP = AgentConfig(network="mlp", hidden=(8, 5))
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def batch_norm_network() -> nn.Sequential:
+    """Buffers of two types: float32 statistics and an int64 counter at an unaligned offset."""
+    return nn.Sequential(nn.Conv2d(1, 3, 2, bias=False), nn.BatchNorm2d(3), nn.Conv2d(3, 2, 1))
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_nature_cnn_maps_stacks_of_pixels_to_action_values(dueling: bool) -> None:
+    network = build_network(AgentConfig(network="nature_cnn", dueling=dueling), ATARI)
+    q = network(torch.randint(0, 256, (3, 4, 84, 84), dtype=torch.uint8, generator=seeded(0)))
+    assert q.shape == (3, 6)
+    assert q.dtype == torch.float32
+    # Convolutions and hidden layers of Mnih et al. 2015, with a second stream when dueling.
+    convolutions = 4 * 32 * 64 + 32 + 32 * 64 * 16 + 64 + 64 * 64 * 9 + 64
+    stream = 3136 * 512 + 512
+    heads = 512 * 6 + 6 + ((512 + 1) if dueling else 0)
+    expected = convolutions + stream * (2 if dueling else 1) + heads
+    assert sum(p.numel() for p in network.parameters()) == expected
+
+
+def test_pixels_are_scaled_to_one_inside_the_network() -> None:
+    pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8, generator=seeded(1))
+    floats = ATARI._replace(observation=ObservationSpec((84, 84), "float32", 4))
+    network, same = build_network(CNN, ATARI), build_network(CNN, floats)
+    torch.testing.assert_close(network(pixels), same(pixels.float() / 255.0))
+
+
+def test_float_observations_are_not_scaled_and_not_changed() -> None:
+    observation = torch.tensor([[[3.0, -2.0, 0.5, 9.0]]])
+    before = observation.clone()
+    network = build_network(AgentConfig(network="mlp", hidden=(4,), dueling=False), CARTPOLE)
+    with torch.no_grad():
+        network.hidden.weight.copy_(torch.eye(4))
+        network.hidden.bias.zero_()
+        network.advantage.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]]))
+        network.advantage.bias.zero_()
+    torch.testing.assert_close(network(observation), torch.tensor([[3.0, 0.0 + 0.5 + 9.0]]))
+    assert torch.equal(observation, before)
+
+
+def test_dueling_is_value_plus_advantage_without_its_mean() -> None:
+    network = build_network(AgentConfig(network="mlp", hidden=(1,), dueling=True), CARTPOLE)
+    assert network.value is not None
+    with torch.no_grad():
+        network.hidden.weight.zero_()
+        network.hidden.bias.copy_(torch.tensor([2.0, 3.0]))  # the value's stream, the advantage's
+        network.value.weight.fill_(10.0)
+        network.value.bias.fill_(1.0)
+        network.advantage.weight.copy_(torch.tensor([[1.0], [5.0]]))
+        network.advantage.bias.zero_()
+    value, advantage, mean = 10.0 * 2.0 + 1.0, (3.0, 15.0), 9.0
+    expected = torch.tensor([[value + advantage[0] - mean, value + advantage[1] - mean]])
+    torch.testing.assert_close(network(torch.zeros(1, 1, 4)), expected)
+
+
+def test_wide_or_stacked_observations_are_flattened_by_the_mlp() -> None:
+    stacked = CARTPOLE._replace(observation=ObservationSpec((4,), "float32", 3))
+    assert build_network(MLP, stacked)(torch.zeros(7, 3, 4)).shape == (7, 2)
+
+
+def test_single_and_batched_rows_give_the_same_values() -> None:
+    network = build_network(CNN, ATARI)
+    pixels = torch.randint(0, 256, (5, 4, 84, 84), dtype=torch.uint8, generator=seeded(2))
+    together = network(pixels)
+    alone = torch.cat([network(pixels[i : i + 1]) for i in range(5)])
+    torch.testing.assert_close(together, alone)
+
+
+def test_memory_layout_of_the_observation_does_not_matter() -> None:
+    network = build_network(CNN, ATARI)
+    pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8, generator=seeded(3))
+    last = pixels.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(network(pixels), network(last))
+
+
+@pytest.mark.parametrize(
+    "observation",
+    [
+        torch.zeros(1, 4, 84, 84),
+        torch.zeros(4, 84, 84, dtype=torch.uint8),
+        torch.zeros(1, 3, 84, 84, dtype=torch.uint8),
+    ],
+    ids=["dtype", "no batch", "stack"],
+)
+def test_observation_of_another_dtype_or_shape_is_rejected(observation: torch.Tensor) -> None:
+    with pytest.raises(AssertionError):
+        build_network(CNN, ATARI)(observation)
+
+
+@pytest.mark.parametrize("frame_shape", [(4,), (35, 84), (3, 84, 84)])
+def test_nature_cnn_rejects_frames_that_it_cannot_see(frame_shape: tuple[int, ...]) -> None:
+    spec = ATARI._replace(observation=ObservationSpec(frame_shape, "uint8", 4))
+    with pytest.raises(ValueError, match="Expect `frame_shape` of two sizes >= 36"):
+        build_network(CNN, spec)
+
+
+def test_nature_cnn_takes_frames_that_are_not_square() -> None:
+    spec = ATARI._replace(observation=ObservationSpec((36, 100), "uint8", 2))
+    assert build_network(CNN, spec)(torch.zeros(1, 2, 36, 100, dtype=torch.uint8)).shape == (1, 6)
+
+
+def test_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
+    first, second, other = (build_network(CNN, ATARI) for _ in range(3))
+    initialise(first, seeded(5))
+    initialise(second, seeded(5))
+    initialise(other, seeded(6))
+    assert np.array_equal(flatten_state(first), flatten_state(second))
+    assert not np.array_equal(flatten_state(first), flatten_state(other))
+
+
+def test_weights_are_uniform_within_one_over_the_root_of_the_fan_in() -> None:
+    network = build_network(CNN, ATARI)
+    bound = 3136**-0.5
+    weight = network.hidden.weight.detach()
+    assert weight.abs().max() <= bound
+    # Standard deviation of a uniform variable; 3.2 million draws.
+    torch.testing.assert_close(weight.std(), torch.tensor(bound / 3**0.5), rtol=0.01, atol=0.0)
+
+
+def test_building_and_initialising_leave_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    initialise(build_network(CNN, ATARI), seeded(1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initialise_resets_batch_normalisation_and_its_statistics() -> None:
+    network = batch_norm_network()
+    network(torch.ones(2, 1, 3, 3))
+    norm = network[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.num_batches_tracked is not None
+    assert norm.num_batches_tracked == 1
+    initialise(network, seeded(0))
+    assert norm.num_batches_tracked == 0
+    assert norm.running_var is not None
+    assert torch.equal(norm.running_var, torch.ones(3))
+
+
+def test_initialise_refuses_layers_that_it_does_not_know() -> None:
+    with pytest.raises(TypeError, match="Expect `0` to be .* actually: PReLU"):
+        initialise(nn.Sequential(nn.PReLU()), seeded(0))
+
+
+@pytest.mark.parametrize(("agent", "spec"), [(CNN, ATARI), (MLP, CARTPOLE)])
+def test_flat_state_round_trip_is_exact(agent: AgentConfig, spec: EnvironmentSpec) -> None:
+    network, copy = build_network(agent, spec), build_network(agent, spec)
+    initialise(network, seeded(9))
+    buffer = flatten_state(network)
+    assert buffer.dtype == np.uint8
+    assert buffer.nbytes == 4 * sum(p.numel() for p in network.parameters())
+    load_flat_state(copy, buffer)
+    for ours, theirs in zip(network.parameters(), copy.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_flat_state_carries_the_buffers_of_batch_normalisation() -> None:
+    network, copy = batch_norm_network(), batch_norm_network()
+    for _ in range(3):
+        network(torch.randn(4, 1, 5, 5, generator=seeded(1)))
+    load_flat_state(copy, flatten_state(network))
+    ours, theirs = network.state_dict(), copy.state_dict()
+    assert any("running_mean" in name for name in ours)
+    assert theirs["1.num_batches_tracked"] == 3
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def test_flat_state_does_not_depend_on_the_memory_layout() -> None:
+    network = batch_norm_network()
+    before = flatten_state(network)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert np.array_equal(flatten_state(network), before)
+
+
+def test_flat_state_is_a_copy_in_both_directions() -> None:
+    network = build_network(MLP, CARTPOLE)
+    buffer = flatten_state(network)
+    kept = buffer.copy()
+    with torch.no_grad():
+        network.hidden.weight.add_(1.0)
+    assert np.array_equal(buffer, kept)
+    load_flat_state(network, buffer)
+    buffer[:] = 0
+    assert np.array_equal(flatten_state(network), kept)
+
+
+def test_read_only_buffers_are_accepted() -> None:
+    network = build_network(MLP, CARTPOLE)
+    buffer = flatten_state(network)
+    buffer.flags.writeable = False  # as Ray hands them over
+    load_flat_state(network, buffer)
+
+
+def test_loading_a_buffer_of_another_length_is_rejected_and_changes_nothing() -> None:
+    network = build_network(MLP, CARTPOLE)
+    before = flatten_state(network)
+    wrongs: list[Any] = [before[:-1], np.append(before, np.uint8(0)), before.view(np.float32)]
+    for wrong in wrongs:
+        with pytest.raises(ValueError, match=rf"Expect `buffer` uint8\[{len(before)}\]"):
+            load_flat_state(network, wrong)
+    assert np.array_equal(flatten_state(network), before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_flat_state_travels_between_devices() -> None:
+    network, there = build_network(CNN, ATARI), build_network(CNN, ATARI).cuda()
+    initialise(network, seeded(4))
+    load_flat_state(there, flatten_state(network))
+    assert np.array_equal(flatten_state(there), flatten_state(network))

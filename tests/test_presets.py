@@ -1,0 +1,90 @@
+"""Presets: sound, told apart, and the default one pinned to its paper."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from common.config import Config
+from common.presets import PRESETS, Preset
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_preset_is_sound_and_carries_its_own_name(name: str) -> None:
+    preset = PRESETS[name]
+    assert preset.config.problems() == []
+    assert preset.config.preset == name
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_preset_names_its_source(preset: Preset) -> None:
+    assert len(preset.source) > 40
+    assert "\n" not in preset.source
+
+
+def test_presets_differ_in_more_than_their_name() -> None:
+    nameless = [dataclasses.replace(p.config, preset="") for p in PRESETS.values()]
+    assert len({repr(config) for config in nameless}) == len(PRESETS)
+
+
+def test_apex_is_the_default_and_what_the_design_says() -> None:
+    config = PRESETS["apex"].config
+    assert config == Config()
+    assert (config.env.id, config.env.sticky_actions) == ("pong", None)
+    agent, actor, replay, learner = config.agent, config.actor, config.replay, config.learner
+    assert (agent.double, agent.dueling, agent.n_step, agent.gamma) == (True, True, 3, 0.99)
+    assert agent.network == "nature_cnn"
+    assert (actor.epsilon_schedule, actor.epsilon, actor.epsilon_alpha) == ("ladder", 0.4, 7.0)
+    assert actor.weights_poll_agent_steps == 400
+    assert (replay.capacity, replay.min_size) == (2_000_000, 50_000)
+    assert (replay.priority_exponent, replay.importance_exponent) == (0.6, 0.4)
+    assert replay.samples_per_insert == 8
+    assert learner.batch_size == 512
+    assert (learner.optimizer, learner.rmsprop_centered) == ("rmsprop", True)
+    assert (learner.learning_rate, learner.optimizer_epsilon) == (6.25e-5, 1.5e-7)
+    assert (learner.max_grad_norm, learner.max_grad_value) == (40.0, None)
+    assert learner.target_period_learner_steps == 2_500
+
+
+def test_nature_is_what_its_paper_says() -> None:
+    config = PRESETS["nature"].config
+    assert (config.agent.double, config.agent.dueling, config.agent.n_step) == (False, False, 1)
+    assert config.replay.priority_exponent == 0  # uniform
+    assert (config.replay.capacity, config.replay.min_size) == (1_000_000, 50_000)
+    assert config.learner.batch_size == 32
+    # One batch of 32 every 4 agent steps.
+    assert config.replay.samples_per_insert == 32 / 4
+    assert (config.learner.optimizer, config.learner.learning_rate) == ("rmsprop", 0.00025)
+    assert (config.learner.optimizer_epsilon, config.learner.rmsprop_centered) == (0.01, True)
+    assert config.learner.target_period_learner_steps == 10_000
+    assert (config.actor.epsilon_start, config.actor.epsilon_end) == (1.0, 0.1)
+    assert config.env.life_loss_terminates
+    assert config.total_frames == 200_000_000
+
+
+def test_machado_is_apex_under_the_protocol_of_its_paper() -> None:
+    config = PRESETS["machado"].config
+    env = config.env
+    assert (env.sticky_actions, env.full_action_space, env.life_loss_terminates) == (
+        0.25,
+        True,
+        False,
+    )
+    apex = PRESETS["apex"].config
+    assert (config.agent, config.learner, config.replay) == (
+        apex.agent,
+        apex.learner,
+        apex.replay,
+    )
+
+
+def test_pong_fast_stays_within_the_ranges_the_design_gives() -> None:
+    config = PRESETS["pong-fast"].config
+    assert config.env.id == "pong"
+    assert config.agent.n_step >= 1
+    assert config.learner.optimizer == "adam"
+    assert 100_000 <= config.replay.capacity <= 200_000
+    assert 500 <= config.learner.target_period_learner_steps <= 2_000
+    ratio = config.samples_per_insert
+    assert ratio is not None and 8 <= ratio <= 16

@@ -1,0 +1,191 @@
+"""RunFolder: a new run never touches what is there, and a run is recognised by what it wrote."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from common import run_folder
+from common.config import Config, load_file
+from common.run_folder import RunFolder, RunFolderError, facts, machine, total_memory_bytes
+
+
+def tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_folder_for_a_new_run_is_not_made_yet(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "down" / "run"
+    assert RunFolder.for_new_run(path).path == path
+    assert tree(tmp_path) == []
+
+
+def test_empty_folder_may_become_a_run(tmp_path: Path) -> None:
+    assert RunFolder.for_new_run(tmp_path).path == tmp_path
+
+
+def test_relative_folder_may_become_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert RunFolder.for_new_run(Path("runs") / "first").path == Path("runs/first")
+
+
+def refused(path: Path, rule: str) -> None:
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.for_new_run(path)
+    assert str(caught.value) == f"--run-dir {path}: {rule}"
+
+
+def test_folder_that_exists_and_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("three years")
+    refused(tmp_path, "holds files but is not a run; must be a new or empty folder")
+    assert tree(tmp_path) == ["thesis.txt"]
+
+
+def test_folder_that_holds_a_run_is_refused_and_resume_is_offered(tmp_path: Path) -> None:
+    RunFolder(tmp_path).create(Config(), "pong", ["x"])
+    before = tree(tmp_path)
+    refused(tmp_path, f"holds a run; go on with --resume {tmp_path}, or name another")
+    assert tree(tmp_path) == before
+
+
+def test_file_in_the_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    refused(file, "is not a folder; must be a new or empty folder")
+    refused(file / "run", f"{file} must be a folder that can be written")
+    assert file.read_text() == "mine"
+
+
+def test_link_to_nowhere_is_refused(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "gone")
+    refused(link, "is not a folder; must be a new or empty folder")
+
+
+def test_folder_that_cannot_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Not by chmod: for root everything can be written.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    refused(tmp_path / "run", f"{tmp_path} must be a folder that can be written")
+    refused(tmp_path, f"{tmp_path} must be a folder that can be written")
+
+
+def test_name_no_file_system_takes_is_refused(tmp_path: Path) -> None:
+    refused(tmp_path / ("x" * 5_000), "cannot be used: File name too long")
+    with pytest.raises(RunFolderError, match="x: cannot be read: File name too long$"):
+        RunFolder.of_run(tmp_path / ("x" * 5_000))
+
+
+@pytest.mark.parametrize("missing", ["run.json", "config.yaml", None])
+def test_folder_without_the_two_files_of_a_run_is_none(tmp_path: Path, missing: str | None) -> None:
+    path = tmp_path / "run"
+    if missing is not None:
+        RunFolder(path).create(Config(), "pong", ["x"])
+        (path / missing).unlink()
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.of_run(path)
+    assert str(caught.value) == f"{path}: is not a run folder (no run.json and config.yaml in it)"
+
+
+def test_created_folder_is_a_run_with_everything_a_reader_needs(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "run"
+    config = Config(seed=5)
+    folder = RunFolder.for_new_run(path)
+    folder.create(config, "pong", ["python", "launch.py", "--seed", "5"])
+    assert tree(path) == ["checkpoints", "config.yaml", "plots", "run.json", "videos"]
+    found = RunFolder.of_run(path)
+    assert found.checkpoints == path / "checkpoints"
+    assert found.log == path / "log.txt"
+    assert load_file(Config(), found.config_file) == config
+    about = json.loads((path / "run.json").read_text())
+    assert about["game"] == "pong"
+    assert about["command"] == ["python", "launch.py", "--seed", "5"]
+    assert about["versions"]["torch"]
+    assert set(about["machine"]) == {"platform", "cpu", "cores", "memory_bytes", "gpus"}
+    assert len(about["source_hash"]) == 16
+
+
+def test_folder_is_no_run_before_everything_in_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(Exception):
+        pass
+
+    def killed(config: Config, path: Path) -> None:
+        raise Killed
+
+    monkeypatch.setattr(run_folder, "save_file", killed)
+    with pytest.raises(Killed):
+        RunFolder(tmp_path / "run").create(Config(), "pong", ["x"])
+    with pytest.raises(RunFolderError, match="is not a run folder"):
+        RunFolder.of_run(tmp_path / "run")
+
+
+def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("result.json", {"frames": 1})
+    with pytest.raises(TypeError):
+        folder.write_json("result.json", {"frames": object()})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"frames": 1}
+    folder.write_json("result.json", {"frames": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"frames": 2}
+    assert tree(tmp_path) == ["result.json"]
+
+
+def test_facts_name_the_commit_and_whether_something_was_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def git(*arguments: str) -> str:
+        options = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        command = ["git", "-C", str(tmp_path), *options, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # no hooks and keys of the user's
+    none = facts()
+    assert (none["git_commit"], none["git_changed"]) == (None, None)
+    git("init")
+    (tmp_path / "a").write_text("1")
+    git("add", "a")
+    git("commit", "-m", "a")
+    clean = facts()
+    assert (clean["git_commit"], clean["git_changed"]) == (git("rev-parse", "HEAD"), False)
+    (tmp_path / "a").write_text("2")
+    assert facts()["git_changed"] is True
+
+
+def test_facts_do_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert facts()["git_commit"] is None
+
+
+def test_machine_names_the_gpus_of_nvidias_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_folder, "_NVIDIA_GPUS", tmp_path)
+    assert machine()["gpus"] == []
+    for bus, model in (("0000:17:00.0", "NVIDIA A"), ("0000:65:00.0", "NVIDIA B")):
+        (tmp_path / bus).mkdir()
+        (tmp_path / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 5\n")
+    assert machine()["gpus"] == ["NVIDIA A", "NVIDIA B"]
+    assert machine()["cores"] >= 1
+
+
+@pytest.mark.parametrize(
+    ("limit", "is_less"), [("1000000\n", True), ("max\n", False), ("9223372036854771712\n", False)]
+)
+def test_memory_is_the_containers_where_that_has_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, is_less: bool
+) -> None:
+    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (tmp_path / "memory.max").write_text(limit)
+    limits = (tmp_path / "memory.max", tmp_path / "missing")
+    monkeypatch.setattr(run_folder, "_CONTAINER_LIMITS", limits)
+    assert total_memory_bytes() == (1_000_000 if is_less else whole)

@@ -1,0 +1,110 @@
+"""source_hash: the same code gives the same hash, any other code another."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from common import source
+from common.source import ROOT, expect_source, source_hash
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the source that `source_hash` looks at instead."""
+    for folder in ("actors", "common", "learner", "replay"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    shutil.copy(ROOT / "launch.py", tmp_path)
+    monkeypatch.setattr(source, "ROOT", tmp_path)
+    return tmp_path
+
+
+def test_copy_of_the_checkout_elsewhere_has_the_same_hash(checkout: Path) -> None:
+    copied = source_hash()
+    code = "from common.source import source_hash; print(source_hash())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == copied
+    assert re.fullmatch(r"[0-9a-f]{16}", copied)
+
+
+def append(path: Path) -> None:
+    path.write_text(path.read_text() + "# changed\n")
+
+
+CHANGES: dict[str, Callable[[Path], object]] = {
+    "actor changed": lambda root: append(root / "actors" / "worker.py"),
+    "learner changed": lambda root: append(root / "learner" / "worker.py"),
+    "replay changed": lambda root: append(root / "replay" / "server.py"),
+    "common changed": lambda root: append(root / "common" / "types.py"),
+    "launch changed": lambda root: append(root / "launch.py"),
+    "file added": lambda root: (root / "common" / "new.py").write_text(""),
+    "file gone": lambda root: (root / "common" / "seeding.py").unlink(),
+    "file renamed": lambda root: (root / "common" / "seeding.py").rename(
+        root / "common" / "sowing.py"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=list(CHANGES))
+def test_any_change_of_the_source_changes_the_hash(
+    checkout: Path, change: Callable[[Path], object]
+) -> None:
+    before = source_hash()
+    assert source_hash() == before
+    change(checkout)
+    assert source_hash() != before
+
+
+def test_what_is_no_source_does_not_count(checkout: Path) -> None:
+    before = source_hash()
+    (checkout / "notes.txt").write_text("x")
+    (checkout / "common" / "__pycache__").mkdir()
+    (checkout / "common" / "__pycache__" / "types.cpython-311.pyc").write_bytes(b"x")
+    (checkout / "runs").mkdir()
+    assert source_hash() == before
+
+
+@pytest.mark.parametrize("package", source.VERSIONS)
+def test_other_version_of_a_main_package_changes_the_hash(
+    checkout: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = source_hash()
+    real = source.metadata.version
+    monkeypatch.setattr(
+        source.metadata, "version", lambda name: "0.0.1" if name == package else real(name)
+    )
+    assert source_hash() != before
+
+
+def test_other_minor_version_of_python_changes_the_hash(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = source_hash()
+    monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    assert source_hash() != before
+
+
+def test_role_beside_the_same_source_may_run() -> None:
+    expect_source(source_hash(), "actor 3")
+
+
+def test_role_beside_other_source_is_refused_with_both_hashes_named(checkout: Path) -> None:
+    drivers = source_hash()
+    append(checkout / "common" / "types.py")
+    own = source_hash()
+    assert own != drivers
+    with pytest.raises(RuntimeError, match="^actor 3: runs other code or versions") as caught:
+        expect_source(drivers, "actor 3")
+    assert own in str(caught.value)
+    assert drivers in str(caught.value)
+    assert "install the same checkout on every host" in str(caught.value)
