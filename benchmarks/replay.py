@@ -16,11 +16,11 @@ from common import ray_session
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
-from common.types import EnvironmentSpec, PhaseSeconds, Push, RunCounts
+from common.types import AddReply, EnvironmentSpec, PhaseSeconds, Push, RunCounts
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
 from replay.client import RayShard
-from replay.handles import LocalShard, ShardHandle
+from replay.handles import LocalShard, Pending, ShardHandle
 from replay.sampler import ReplaySampler
 from replay.server import ReplayServer
 
@@ -44,11 +44,11 @@ def run(seconds: float) -> list[Row]:
 
 def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     spec = spec_of(game)
-    counts = [unpack_segment(segment).num_transitions for segment in segments]
+    transitions = total_transitions(segments)
     config = dataclasses.replace(
         recording_config(game),
         replay=ReplayConfig(
-            capacity=sum(counts), min_size=_BATCH, samples_per_insert="off", max_bytes=_MAX_BYTES
+            capacity=transitions, min_size=_BATCH, samples_per_insert="off", max_bytes=_MAX_BYTES
         ),
         learner=LearnerConfig(batch_size=_BATCH, decode_threads=2),
     )
@@ -57,10 +57,10 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     ray.get(server.counts.remote(RunCounts(0, 0, 0)))
     process = next(p for p in psutil.process_iter() if p.name().startswith("ray::ReplayProc"))
     empty_bytes = process.memory_full_info().uss
-    inserted_per_s = _insert(shard, segments, counts)
+    inserted_per_s = insert(shard, segments)
     full_bytes = process.memory_full_info().uss
     local = make_shard(config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES)
-    for push in _pushes(segments, counts):
+    for push in _pushes(segments):
         local.add(push)
     ours = _sampler(config, spec, shard)
     floor = _sampler(config, spec, LocalShard(local))
@@ -71,8 +71,8 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         floor=lambda: _sample_rate(floor, seconds / 5),
     )
     ray.kill(server)
-    settings = {"game": game, "batch": _BATCH, "n_step": 3, "stack": 4, "transitions": sum(counts)}
-    per_transition = (full_bytes - empty_bytes) / sum(counts)
+    settings = {"game": game, "batch": _BATCH, "n_step": 3, "stack": 4, "transitions": transitions}
+    per_transition = (full_bytes - empty_bytes) / transitions
     return [
         row(
             "replay_sample",
@@ -101,31 +101,38 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     ]
 
 
-def _pushes(segments: list[bytes], counts: list[int]) -> list[Push]:
-    cuts = range(0, len(segments), _SEGMENTS_PER_PUSH)
-    return [
-        Push(
-            segments=tuple(segments[i : i + _SEGMENTS_PER_PUSH]),
-            transitions=sum(counts[i : i + _SEGMENTS_PER_PUSH]),
-            episodes=(),
-            phases=PhaseSeconds(()),
-        )
-        for i in cuts
-    ]
+def total_transitions(segments: list[bytes]) -> int:
+    """Return how many transitions the packed segments hold."""
+    return sum(unpack_segment(segment).num_transitions for segment in segments)
 
 
-def _insert(shard: RayShard, segments: list[bytes], counts: list[int]) -> float:
+def insert(shard: RayShard, segments: list[bytes]) -> float:
     """Push everything with a bounded window, as an actor does, and return transitions per second."""
-    pushes = _pushes(segments, counts)
+    pushes = _pushes(segments)
     started_s = time.perf_counter()
-    window = deque()
+    window: deque[Pending[AddReply]] = deque()
     for push in pushes:
         if len(window) == _WINDOW:
             assert window.popleft().result().accepted
         window.append(shard.add(shard.prepare(push)))
-    for pending in window:
-        assert pending.result().accepted
-    return sum(counts) / (time.perf_counter() - started_s)
+    while window:
+        assert window.popleft().result().accepted
+    return sum(push.transitions for push in pushes) / (time.perf_counter() - started_s)
+
+
+def _pushes(segments: list[bytes]) -> list[Push]:
+    groups = [
+        segments[i : i + _SEGMENTS_PER_PUSH] for i in range(0, len(segments), _SEGMENTS_PER_PUSH)
+    ]
+    return [
+        Push(
+            segments=tuple(group),
+            transitions=total_transitions(group),
+            episodes=(),
+            phases=PhaseSeconds(()),
+        )
+        for group in groups
+    ]
 
 
 def _sampler(config: Config, spec: EnvironmentSpec, shard: ShardHandle) -> ReplaySampler:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import queue
 import signal
+import time
+from collections.abc import Callable
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# Wrappers such as `timeout` pass on what the terminal has sent already; that is no second wish.
+ECHO_S = 1.0
 
 
 class Request:
@@ -42,15 +47,24 @@ class Request:
 
 
 class Interrupts:
-    """Context in which the first signal sets `requested` and the second raises KeyboardInterrupt.
+    """Context in which the first signal sets `requested` and a later one raises KeyboardInterrupt.
+
+    A second within a second of the first is taken for its echo, and ignored.
 
     Enter it in the main thread, after Ray has set its own handlers; `claim` takes the signals back
     if Ray takes them later.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo_s: float = ECHO_S) -> None:
+        """Prepare to take the signals.
+
+        Args:
+          echo_s: signals within so many seconds of the first are taken for its echo.
+        """
         self.requested = Request()
         """Set by the first signal."""
+        self._echo_s = echo_s
+        self._requested_s = 0.0
 
     def __enter__(self) -> Interrupts:
         """Take the signals."""
@@ -76,6 +90,9 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if self.requested.is_set():
+        now_s = time.monotonic()
+        if self.requested.is_set() and now_s - self._requested_s >= self._echo_s:
             raise KeyboardInterrupt
-        self.requested.set()
+        if not self.requested.is_set():
+            self._requested_s = now_s
+            self.requested.set()

@@ -82,8 +82,9 @@ PRESETS: dict[str, Preset] = {
             ),
             evaluator=EvaluatorConfig(epsilon=0.05),
         ),
-        "Nature DQN (Mnih et al. 2015): uniform replay of 1M, batch 32 every 4 agent steps, centred "
-        "RMSProp, life loss ends the value; its linear epsilon is the exponential of the same reach.",
+        "Nature DQN (Mnih et al. 2015): uniform replay of 1M, batch 32 every 4 agent steps, "
+        "centred RMSProp, life loss ends the value; its linear epsilon is here the exponential of "
+        "the same reach.",
     ),
     "machado": Preset(
         Config(
@@ -113,6 +114,7 @@ PRESETS: dict[str, Preset] = {
                 target_period_learner_steps=200,
                 publish_period_learner_steps=10,
                 compile="off",
+                threads=1,  # a network this small only waits for a second thread
             ),
             evaluator=EvaluatorConfig(every_minutes=0.5, episodes=10, epsilon=0.0),
         ),

@@ -15,7 +15,7 @@ VERSIONS = ("torch", "ray", "gymnasium", "ale-py", "numpy", "lz4", "tensorboard"
 
 
 def source_hash() -> str:
-    """Return a hash of Troop's source, of Python's minor version and of the main packages' versions."""
+    """Return a hash of Troop's source, Python's minor version and the main packages' versions."""
     digest = hashlib.sha256()
     for folder in ("actors", "common", "learner", "replay"):
         for file in sorted((ROOT / folder).glob("*.py")):

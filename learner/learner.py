@@ -114,6 +114,7 @@ class Learner:
         self._parameters = list(self._network.parameters())
         self._optimizer = make_optimizer(config, self._parameters)
         self._learner_step = 0
+        self._is_compiled = compile_step
         self._run_update = _compiled(self._update) if compile_step else self._update
 
     @property
@@ -130,6 +131,11 @@ class Learner:
     def device(self) -> torch.device:
         """Where the learner learns."""
         return self._device
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether the update is compiled."""
+        return self._is_compiled
 
     @property
     def learner_step(self) -> int:

@@ -29,6 +29,8 @@ class Decoder:
         rows = len(reply.ids)
         s_tm1 = np.empty((rows, *self._spec.shape), self._spec.dtype)
         s_t = np.empty_like(s_tm1)
+        if not rows:
+            return s_tm1, s_t  # no memoryview of nothing
         if self._pool is None:
             _decode_rows(reply, self._spec, 0, rows, s_tm1, s_t)
             return s_tm1, s_t

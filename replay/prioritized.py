@@ -79,6 +79,7 @@ class PrioritizedReplay:
         rows = self._storage.rows(slots)
         parts: list[memoryview] = []
         bounds: list[NDArray[np.int64]] = []
+        per_block: list[int] = []  # frames in each row's blocks but the segment's last
         last_block: list[int] = []  # frames in each row's last block
         spans = zip(
             rows["segment"].tolist(),
@@ -86,19 +87,17 @@ class PrioritizedReplay:
             rows["num_blocks"].tolist(),
             strict=True,
         )
-        frames_per_block = 0
         for number, first, count in spans:
             segment = self._storage.segment(number)
             bound = segment.block_bounds[first : first + count + 1]
             start = segment.blocks_start
             parts.append(memoryview(segment.packed)[start + int(bound[0]) : start + int(bound[-1])])
             bounds.append(np.diff(bound))
-            frames_per_block = segment.frames_per_block
-            last_block.append(
-                min(frames_per_block, segment.num_frames - (first + count - 1) * frames_per_block)
-            )
+            per_block.append(segment.frames_per_block)
+            last_first = (first + count - 1) * segment.frames_per_block
+            last_block.append(min(segment.frames_per_block, segment.num_frames - last_first))
         block_bytes = np.concatenate(bounds) if bounds else np.zeros(0)
-        block_frames = np.full(len(block_bytes), frames_per_block, np.int32)
+        block_frames = np.repeat(np.array(per_block, np.int32), rows["num_blocks"])
         block_frames[np.cumsum(rows["num_blocks"]) - 1] = last_block
         return SampleReply(
             counts=self.counts(),
@@ -118,9 +117,14 @@ class PrioritizedReplay:
         )
 
     def check_valid(self) -> None:
-        """Raise AssertionError unless tree and storage agree."""
+        """Raise AssertionError unless tree and storage agree: mass on the live slots and nowhere else."""
         self._storage.check_valid()
         self._tree.check_valid()
+        live = np.zeros(self._tree.capacity, np.bool_)
+        positions = np.arange(self._storage.evicted, self._storage.inserted)
+        live[positions % self._tree.capacity] = True
+        has_mass = self._tree.get(np.arange(self._tree.capacity)) > 0.0
+        assert np.array_equal(has_mass, live), "mass lies on a dead slot or is missing on a live one"
 
     def _draw(self, num: int) -> NDArray[np.int64]:
         if num == 0:

@@ -1,8 +1,9 @@
-"""The command line: every flag the design promises, and one clear line for each thing that cannot be."""
+"""The command line: every flag works, and each thing that cannot be gets one clear line."""
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -481,12 +482,12 @@ def test_examples_of_the_help_work(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_flag_of_the_help_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.strip("│ ") for line in help_of(capsys, parse_train).splitlines()]
-    flags = [i for i, line in enumerate(lines) if line.startswith("--")]
+    flags = [i for i, line in enumerate(lines) if re.match("--[a-z]", line)]
     assert len(flags) > 50
     for i in flags:
         explained = " ".join(lines[i + 1 : i + 4])
         assert len(explained.split("(default")[0]) > 10, lines[i]
-        assert not lines[i + 1].startswith("--"), lines[i]
+        assert i + 1 not in flags, lines[i]
 
 
 def test_help_shows_the_values_in_force(

@@ -32,7 +32,7 @@ def send(number: int) -> None:
 
 @BOTH
 def test_first_signal_only_sets_the_request(number: int) -> None:
-    with Interrupts() as interrupts:
+    with Interrupts(echo_s=0.0) as interrupts:
         assert not interrupts.requested.is_set()
         assert not interrupts.requested.wait(0.001)
         send(number)
@@ -43,7 +43,7 @@ def test_first_signal_only_sets_the_request(number: int) -> None:
 @BOTH
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_raises_whichever_came_first(first: int, number: int) -> None:
-    with Interrupts() as interrupts:
+    with Interrupts(echo_s=0.0) as interrupts:
         send(first)
         with pytest.raises(KeyboardInterrupt):
             send(number)
@@ -57,7 +57,7 @@ def test_handlers_before_are_restored_on_leaving() -> None:
     before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
     try:
         mine = signal.getsignal(signal.SIGTERM)
-        with Interrupts() as interrupts:
+        with Interrupts(echo_s=0.0) as interrupts:
             send(signal.SIGTERM)
         assert interrupts.requested.is_set()
         assert seen == []
@@ -70,7 +70,7 @@ def test_handlers_before_are_restored_on_leaving() -> None:
 
 def test_handlers_are_restored_when_an_exception_leaves_the_context() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), Interrupts():
+    with pytest.raises(KeyboardInterrupt), Interrupts(echo_s=0.0):
         send(signal.SIGINT)
         send(signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -83,7 +83,7 @@ def test_handler_that_python_had_not_set_becomes_the_default(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(signal, "getsignal", lambda number: None)  # as for one set in C
-            interrupts = Interrupts().__enter__()
+            interrupts = Interrupts(echo_s=0.0).__enter__()
         interrupts.__exit__(None, None, None)
         assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     finally:
@@ -93,7 +93,7 @@ def test_handler_that_python_had_not_set_becomes_the_default(
 
 def test_claim_takes_the_signals_back_and_leaving_still_restores_the_first_handlers() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with Interrupts() as interrupts:
+    with Interrupts(echo_s=0.0) as interrupts:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # as Ray does when it starts
         send(signal.SIGINT)
         assert not interrupts.requested.is_set()
@@ -104,7 +104,7 @@ def test_claim_takes_the_signals_back_and_leaving_still_restores_the_first_handl
 
 
 def test_signal_ends_a_wait_at_once() -> None:
-    with Interrupts() as interrupts:
+    with Interrupts(echo_s=0.0) as interrupts:
         timer = threading.Timer(0.05, send, [signal.SIGINT])
         started_s = time.monotonic()
         timer.start()
@@ -129,9 +129,16 @@ def test_request_wakes_every_thread_that_waits() -> None:
 def test_signal_in_the_middle_of_a_wait_never_deadlocks() -> None:
     # With a threading.Event as the request this hangs at once or nearly so.
     for _ in range(200):
-        with Interrupts() as interrupts:
+        with Interrupts(echo_s=0.0) as interrupts:
             timer = threading.Timer(0.001, send, [signal.SIGINT])
             timer.start()
             while not interrupts.requested.wait(0.0):
                 pass
             timer.join()
+
+
+def test_echo_of_the_first_signal_does_not_force() -> None:
+    with Interrupts(echo_s=60.0) as interrupts:
+        send(signal.SIGINT)
+        send(signal.SIGINT)
+        assert interrupts.requested.is_set()

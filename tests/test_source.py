@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -79,9 +80,9 @@ def test_other_version_of_a_main_package_changes_the_hash(
     checkout: Path, package: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = source_hash()
-    real = source.metadata.version
+    real = metadata.version
     monkeypatch.setattr(
-        source.metadata, "version", lambda name: "0.0.1" if name == package else real(name)
+        metadata, "version", lambda name: "0.0.1" if name == package else real(name)
     )
     assert source_hash() != before
 

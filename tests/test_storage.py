@@ -274,7 +274,7 @@ def decoded(storage: SegmentStorage, slot: int) -> tuple[np.ndarray, np.ndarray]
             memoryview(stored.packed)[bounds[block] : bounds[block + 1]],
             min(left, stored.frames_per_block) * SPEC.frame_bytes,
         )
-        frames += np.frombuffer(raw, SPEC.dtype).reshape(-1, *SPEC.frame_shape)[:]
+        frames += list(np.frombuffer(raw, SPEC.dtype).reshape(-1, *SPEC.frame_shape))
 
     def stack(newest: int, depth: int) -> np.ndarray:
         padding = [np.zeros(SPEC.frame_shape, SPEC.dtype)] * (SPEC.stack - depth)
@@ -288,7 +288,7 @@ def decoded(storage: SegmentStorage, slot: int) -> tuple[np.ndarray, np.ndarray]
 
 @given(
     capacity=st.integers(8, 40),
-    budget=st.integers(500, 3000),
+    budget=st.integers(600, 3000),
     sizes=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 5)), min_size=1, max_size=25),
     repeats=st.sets(st.integers(0, 24)),
 )

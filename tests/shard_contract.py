@@ -1,0 +1,158 @@
+"""What every replay.handles.ShardHandle must do, in this process or behind Ray.
+
+A test module subclasses `ShardHandleContract` as `Test...` and overrides the fixture `connect`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fakes import SPEC, make_push, make_segment
+from oracles import naive_stacks
+
+from common.config import Config, LearnerConfig, ReplayConfig
+from common.packing import PackingError
+from common.types import EnvironmentSpec, PriorityUpdate, RunCounts
+from replay.decoding import Decoder
+from replay.handles import ShardHandle
+from replay.storage import shard_of
+
+ENVIRONMENT = EnvironmentSpec("scripted", SPEC, 3, 1, "a script")
+CONFIG = Config(
+    replay=ReplayConfig(
+        capacity=40,
+        max_bytes=10**6,
+        min_size=10,
+        samples_per_insert=2.0,
+        band=40.0,
+        priority_exponent=1.0,
+    ),
+    learner=LearnerConfig(batch_size=10),
+)
+START = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
+PATIENCE_S = 60.0
+
+
+def with_shards(shards: int) -> Config:
+    """Return the contract's configuration for so many shards."""
+    return dataclasses.replace(CONFIG, replay=dataclasses.replace(CONFIG.replay, shards=shards))
+
+
+class ShardHandleContract:
+    """Tests of one handle to one fresh shard."""
+
+    @pytest.fixture
+    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
+        """Return what makes a fresh shard from (config, shard, incarnation) and a handle to it."""
+        raise NotImplementedError
+
+    @pytest.fixture
+    def handle(self, connect: Callable[[Config, int, int], ShardHandle]) -> ShardHandle:
+        return connect(CONFIG, 0, 0)
+
+    def test_answer_can_be_waited_for_and_asked_again(self, handle: ShardHandle) -> None:
+        pending = handle.counts(START)
+        assert pending.wait(PATIENCE_S)
+        assert pending.wait(0.0)
+        assert pending.result() == pending.result() == (0, 0, 0.0)
+
+    def test_accepted_push_is_in(self, handle: ShardHandle) -> None:
+        reply = handle.add(handle.prepare(make_push(make_segment()))).result()
+        assert reply == (True, 0)
+        inserts, transitions, mass = handle.counts(START).result()
+        assert (inserts, transitions) == (5, 5)
+        assert mass == pytest.approx(5 * (1 + 1e-6))
+
+    def test_rows_come_back_as_they_were_pushed(self, handle: ShardHandle) -> None:
+        segments = [make_segment(sequence=s, frames_per_block=3) for s in range(2)]
+        assert handle.add(handle.prepare(make_push(*segments))).result().accepted
+        reply = handle.sample(10, START).result()
+        assert reply.ids.tolist() == list(range(10))  # of equal mass, so once each
+        assert reply.probability == pytest.approx([1 / 10] * 10)
+        assert reply.counts[:2] == (10, 10)
+        assert reply.r_t.tolist() == [*segments[0].r_t.tolist(), *segments[1].r_t.tolist()]
+        s_tm1, s_t = Decoder(spec=SPEC, threads=1).decode(reply)
+        expected = naive_stacks(segments[0], SPEC) + naive_stacks(segments[1], SPEC)
+        np.testing.assert_array_equal(s_tm1, np.stack([one for one, _ in expected]))
+        np.testing.assert_array_equal(s_t, np.stack([other for _, other in expected]))
+
+    def test_empty_shard_gives_no_rows(self, handle: ShardHandle) -> None:
+        assert len(handle.sample(4, START).result().ids) == 0
+
+    def test_trap_retried_push_is_inserted_once(self, handle: ShardHandle) -> None:
+        push = make_push(make_segment(sequence=0), make_segment(sequence=1))
+        assert handle.add(handle.prepare(push)).result() == (True, 0)
+        assert handle.add(handle.prepare(push)).result() == (True, 2)
+        prepared = handle.prepare(make_push(make_segment(sequence=1), make_segment(sequence=2)))
+        assert handle.add(prepared).result() == (True, 1)
+        assert handle.counts(START).result()[:2] == (15, 15)
+
+    def test_trap_push_of_a_restarted_actor_is_no_retry(self, handle: ShardHandle) -> None:
+        for incarnation in range(3):
+            push = make_push(make_segment(incarnation=incarnation))
+            assert handle.add(handle.prepare(push)).result() == (True, 0)
+        assert handle.counts(START).result().inserts == 3 * 5
+
+    def test_push_too_far_ahead_is_answered_not_yet_until_samples_catch_up(
+        self, handle: ShardHandle
+    ) -> None:
+        for sequence in range(6):  # error = (30 - 10) * 2 - 0 = the band
+            push = make_push(make_segment(sequence=sequence))
+            assert handle.add(handle.prepare(push)).result().accepted
+        prepared = handle.prepare(make_push(make_segment(sequence=6)))
+        assert handle.add(prepared).result() == (False, 0)
+        assert handle.counts(START).result().inserts == 30
+        assert handle.add(prepared).result() == (False, 0)
+        run = START._replace(samples=5 * 2)
+        assert handle.counts(run).result().inserts == 30
+        assert handle.add(prepared).result() == (True, 0)
+
+    def test_inserts_elsewhere_count_for_the_limiter(self, handle: ShardHandle) -> None:
+        assert handle.add(handle.prepare(make_push(make_segment(sequence=0)))).result().accepted
+        handle.sample(5, START._replace(inserts_elsewhere=25)).result()
+        prepared = handle.prepare(make_push(make_segment(sequence=1)))
+        assert not handle.add(prepared).result().accepted
+
+    def test_new_priorities_change_the_mass(self, handle: ShardHandle) -> None:
+        assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
+        update = PriorityUpdate(np.array([0, 3], np.int64), np.array([5.0, 0.0], np.float32))
+        assert handle.update_priorities(update).result() == 0
+        assert handle.counts(START).result().mass == pytest.approx(3 * 1.0 + 5.0 + 5e-6)
+
+    def test_priorities_for_the_evicted_are_counted(self, handle: ShardHandle) -> None:
+        run = START._replace(samples=1000)
+        for sequence in range(9):
+            handle.counts(run).result()
+            push = make_push(make_segment(sequence=sequence))
+            assert handle.add(handle.prepare(push)).result().accepted
+        assert handle.counts(run).result()[:2] == (45, 40)
+        update = PriorityUpdate(np.arange(4, 6), np.ones(2, np.float32))
+        assert handle.update_priorities(update).result() == 1
+
+    def test_ids_say_which_shard_and_which_life_of_it(
+        self, connect: Callable[[Config, int, int], ShardHandle]
+    ) -> None:
+        handle = connect(with_shards(2), 1, 4)
+        assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
+        ids = handle.sample(5, START).result().ids
+        assert shard_of(ids).tolist() == [1] * 5
+        assert ids.tolist() == [2**56 + 4 * 2**40 + i for i in range(5)]
+
+    def test_corrupt_push_is_an_error_and_the_shard_lives_on(self, handle: ShardHandle) -> None:
+        sound = make_push(make_segment())
+        push = sound._replace(segments=(sound.segments[0][:-1],))
+        with pytest.raises(PackingError, match="its bytes were changed"):
+            handle.add(handle.prepare(push)).result()
+        assert handle.add(handle.prepare(sound)).result() == (True, 0)
+
+    def test_senseless_priorities_are_an_error_and_the_shard_lives_on(
+        self, handle: ShardHandle
+    ) -> None:
+        assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
+        update = PriorityUpdate(np.array([0], np.int64), np.array([np.nan], np.float32))
+        with pytest.raises(ValueError, match="Expect finite priorities >= 0, actually: nan"):
+            handle.update_priorities(update).result()
+        assert handle.counts(START).result().mass == pytest.approx(5.0 + 5e-6)

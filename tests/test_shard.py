@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from fakes import LateShard, make_push, make_segment, make_shard
+from shard_contract import CONFIG, ENVIRONMENT, START, ShardHandleContract
+
+from common.config import Config
+from common.packing import PackingError
+from common.types import EpisodeRecord, PhaseSeconds, PriorityUpdate, RunCounts
+from replay.assembly import make_limiter
+from replay.assembly import make_shard as make_shard_from
+from replay.handles import Done, LocalShard, ShardHandle
+from replay.rate_limiter import RateLimiter
+
+EPISODE = EpisodeRecord(episode_return=21.0, agent_steps=900, epsilon=0.1, ladder_position=0.5)
+
+
+def connect_local(config: Config, shard: int, incarnation: int) -> LocalShard:
+    max_bytes = config.replay.max_bytes
+    assert max_bytes is not None
+    return LocalShard(
+        make_shard_from(
+            config, ENVIRONMENT, shard=shard, incarnation=incarnation, max_bytes=max_bytes
+        )
+    )
+
+
+class TestLocalShard(ShardHandleContract):
+    @pytest.fixture
+    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
+        return connect_local
+
+
+class TestLateShard(ShardHandleContract):
+    """The wire that other tests use keeps the contract too, once `result` waits for it."""
+
+    @pytest.fixture
+    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
+        return lambda *arguments: WaitingShard(connect_local(*arguments)._shard)
+
+
+class WaitingShard(LateShard):
+    """A late shard that serves what is asked when one looks for the answer."""
+
+    def _call(self, method: str, *arguments: object):  # type: ignore[no-untyped-def]
+        pending = super()._call(method, *arguments)
+        self.deliver_all()
+        return pending
+
+
+def test_answer_that_is_there_needs_no_waiting() -> None:
+    done = Done(7)
+    assert done.wait(0.0)
+    assert done.result() == 7
+
+
+# --- the limiter ----------------------------------------------------------------------------------
+
+
+def test_refused_push_leaves_nothing_behind() -> None:
+    limiter = RateLimiter(min_size=5, samples_per_insert=1.0, band=4.0)
+    shard = make_shard(limiter=limiter)
+    shard.add(make_push(make_segment(sequence=0)))
+    push = make_push(
+        make_segment(sequence=1), episodes=(EPISODE,), phases=PhaseSeconds((("pack", 1.0),))
+    )
+    shard.report()
+    assert shard.add(push) == (False, 0)
+    report = shard.report()
+    assert (report.inserts, report.refused_pushes) == (5, 1)
+    assert report.episodes == ()
+    assert report.actors == ()
+    assert report.actor_phases.phases == ()
+    shard.counts(START._replace(samples=2))
+    assert shard.add(push) == (True, 0)
+    assert shard.report().episodes == (EPISODE,)
+
+
+def test_below_the_minimal_size_pushes_always_pass() -> None:
+    limiter = RateLimiter(min_size=100, samples_per_insert=1.0, band=1.0)
+    shard = make_shard(limiter=limiter)
+    accepted = [shard.add(make_push(make_segment(sequence=s))).accepted for s in range(22)]
+    assert accepted == [True] * 20 + [False] * 2
+
+
+def test_limiter_of_the_configuration_is_used() -> None:
+    limiter = make_limiter(CONFIG)
+    assert limiter.error(30, 0) == (30 - 10) * 2.0
+    assert not limiter.can_insert(30, 0, 1)
+    assert limiter.can_insert(29, 0, 1)
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_report_counts_everything_since_the_start() -> None:
+    shard = make_shard(capacity=12)
+    for sequence in (0, 1, 1, 2):
+        shard.add(make_push(make_segment(sequence=sequence)))
+    shard.sample(7, START)
+    shard.sample(2, START)
+    shard.update_priorities(PriorityUpdate(np.array([0, 14]), np.ones(2, np.float32)))
+    for _ in range(2):
+        report = shard.report()
+        assert (report.transitions, report.inserts, report.evicted) == (10, 15, 5)
+        assert report.samples == 7 + 2
+        assert report.stale_priority_updates == 1
+        assert report.duplicate_segments == 1
+        assert report.bytes == shard._replay.storage.num_bytes > 0
+    assert shard.inserted == 15
+
+
+def test_episodes_actors_and_phases_are_reported_once() -> None:
+    shard = make_shard()
+    for actor in (3, 1, 3):
+        push = make_push(
+            make_segment(actor=actor, sequence=actor + shard.inserted),
+            episodes=(EPISODE._replace(agent_steps=actor),),
+            phases=PhaseSeconds((("pack", 0.25), ("wait", float(actor)))),
+        )
+        assert shard.add(push).accepted
+    report = shard.report()
+    assert report.actors == (1, 3)
+    assert [episode.agent_steps for episode in report.episodes] == [3, 1, 3]
+    assert dict(report.actor_phases.phases) == {"pack": 3 * 0.25, "wait": 3.0 + 1.0 + 3.0}
+    assert {name for name, _ in report.phases.phases} == {"add"}
+    again = shard.report()
+    assert (again.actors, again.episodes) == ((), ())
+    assert again.actor_phases.phases == again.phases.phases == ()
+
+
+def test_retried_push_brings_its_records_once() -> None:
+    shard = make_shard()
+    push = make_push(make_segment(), episodes=(EPISODE,), phases=PhaseSeconds((("pack", 1.0),)))
+    assert shard.add(push).accepted
+    assert shard.add(push) == (True, 1)
+    report = shard.report()
+    assert report.episodes == (EPISODE,)
+    assert dict(report.actor_phases.phases) == {"pack": 1.0}
+    assert report.duplicate_segments == 1
+
+
+def test_push_of_records_alone_is_booked() -> None:
+    shard = make_shard()
+    assert shard.add(make_push(episodes=(EPISODE,))) == (True, 0)
+    assert shard.report().episodes == (EPISODE,)
+
+
+def test_policy_lag_is_the_learner_step_less_the_step_that_acted() -> None:
+    shard = make_shard()
+    assert math.isnan(shard.report().policy_lag_learner_steps)
+    shard.counts(RunCounts(samples=0, inserts_elsewhere=0, learner_step=100))
+    shard.add(make_push(*(make_segment(sequence=s, learner_step=70 + 20 * s) for s in range(2))))
+    assert shard.report().policy_lag_learner_steps == ((100 - 70) + (100 - 90)) / 2
+    assert math.isnan(shard.report().policy_lag_learner_steps)
+
+
+def test_phases_name_what_the_shard_did() -> None:
+    shard = make_shard()
+    shard.add(make_push(make_segment()))
+    shard.sample(3, START)
+    shard.update_priorities(PriorityUpdate(np.array([0]), np.ones(1, np.float32)))
+    assert {name for name, _ in shard.report().phases.phases} == {"add", "sample", "update"}
+
+
+def test_segments_before_a_corrupt_one_are_in_and_the_retry_adds_the_rest() -> None:
+    shard = make_shard()
+    sound = make_push(*(make_segment(sequence=s) for s in range(3)), episodes=(EPISODE,))
+    broken = bytes([sound.segments[1][0] ^ 1]) + sound.segments[1][1:]
+    with pytest.raises(PackingError, match="Expect a segment of format"):
+        shard.add(sound._replace(segments=(sound.segments[0], broken, sound.segments[2])))
+    assert shard.inserted == 5
+    assert shard.add(sound) == (True, 1)
+    assert shard.inserted == 15
+    assert shard.report().episodes == (EPISODE,)
