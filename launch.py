@@ -17,7 +17,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import ray
@@ -41,15 +40,15 @@ from common.config import Config, ConfigError, override
 from common.console import Console
 from common.interrupts import Interrupts
 from common.networks import build_network, load_flat_state
+from common.plan import Plan, machine_problems, network_problems
 from common.plots import plot_runs
 from common.presets import PRESETS
+from common.ray_run import RayRun, Roles, RunEnded
 from common.reporter import Reporter
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
-from common.source import source_hash
-from common.supervisor import GiveUp, Supervisor
 from common.tensorboard import EventWriter
-from common.types import EnvironmentSpec, EvaluationResult, LearnerReport, ReplayReport, Weights
+from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
     checkpoint_payload,
     make_learner,
@@ -70,22 +69,12 @@ from replay.sampler import PriorityUpdater
 from replay.server import ReplayServer
 from replay.writer import ReplayWriter
 
-# Rough bytes a stored transition takes beyond its own compressed frame; see `bench replay` for measured figures.
-_ROW_BYTES = 120
-_COMPRESSED_SHARE = 0.04  # of a raw pixel frame, on the games that compress worst
-_FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes its time
-_ANSWER_S = 60.0
-_SAVE_S = 120.0
 _EVALUATION_ENVS = 8
 _FLUSH_S = 5.0
 
 
-class RunEnded(Exception):
-    """The run cannot go on; the text is the reason."""
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code: 0 done, 2 bad input, 130 interrupted, 1 anything else."""
+    """Run one command; return 0 when done, 2 on bad input, 130 when interrupted, else 1."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("train", [])
     if name == "eval":
         return evaluate(parse_eval(rest))
@@ -100,38 +89,7 @@ def main(arguments: Sequence[str]) -> int:
     return train(parse_train(rest if name == "train" else arguments))
 
 
-# --- train ------------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything a run needs, checked, before anything is started or written.
-
-    Attributes:
-      config: the settings; `learner.device` is `cpu` or `cuda`.
-      spec: the environment.
-      folder: the run's folder.
-      max_bytes: most bytes of replay over all shards.
-      resume_from: path of the checkpoint to go on from, "" for a new run.
-      agent_steps_before: agent steps accepted before this start of the run.
-      samples_before: transitions trained on before it.
-      incarnation: how often the run was started before.
-    """
-
-    config: Config
-    spec: EnvironmentSpec
-    folder: RunFolder
-    max_bytes: int
-    resume_from: str
-    agent_steps_before: int
-    samples_before: int
-    incarnation: int
-
-    @property
-    def agent_steps_left(self) -> int:
-        """Agent steps until `total_frames`."""
-        total = math.ceil(self.config.total_frames / self.spec.action_repeat_frames)
-        return total - self.agent_steps_before
+# --- train -------------------------------------------------------------------------------------
 
 
 def train(command: TrainCommand) -> int:
@@ -156,7 +114,15 @@ def train(command: TrainCommand) -> int:
                 if command.address is None:
                     ray_session.start_local(dashboard=command.dashboard)
                     interrupts.claim()
-                RayRun(plan, reporter, console, interrupts, local=command.address is None).run()
+                RayRun(
+                    plan=plan,
+                    roles=Roles(Actor, Evaluator, LearnerServer, ReplayServer, WeightStore),
+                    reporter=reporter,
+                    console=console,
+                    interrupts=interrupts,
+                    on_evaluation=BestWeights(plan).offer,
+                    is_local=command.address is None,
+                ).run()
             reason, code = ("interrupted", 130) if interrupts.requested.is_set() else ("done", 0)
     except KeyboardInterrupt:
         reason, code = "forced to stop", 130
@@ -177,7 +143,7 @@ def train(command: TrainCommand) -> int:
         plan.folder.write_json("result.json", result)
         reporter.close()
         console.note(f"{reason}: {result}")
-        if code:
+        if code and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
         console.close()
     return code
@@ -186,37 +152,15 @@ def train(command: TrainCommand) -> int:
 def make_plan(command: TrainCommand) -> Plan:
     """Check the machine and the folder against the settings; exit 2 with one line per problem."""
     config = command.settings
-    problems: list[str] = []
     try:
         spec = resolve(config.env)
     except ValueError as error:
         refuse([f"--env.id {config.env.id}: {error}"])
-    if (config.agent.network == "nature_cnn") != (len(spec.observation.frame_shape) == 2):
-        problems.append(
-            f"--agent.network {config.agent.network}: does not fit frames of shape "
-            f"{spec.observation.frame_shape}; nature_cnn is for pixels, mlp for vectors"
-        )
-    if (
-        config.learner.device == "cuda"
-        and command.address is None
-        and not torch.cuda.is_available()
-    ):
-        problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
-    memory = total_memory_bytes()
-    max_bytes = config.replay.max_bytes or memory // 2
-    needed = config.replay.capacity * _bytes_per_transition(spec)
-    if config.replay.max_bytes is None and needed > max_bytes and command.address is None:
-        problems.append(
-            f"--replay.capacity {config.replay.capacity}: takes about {needed / 1e9:.0f} GB, but replay may "
-            f"take half of this machine's {memory / 1e9:.0f} GB; lower it or bound it by --replay.max-bytes"
-        )
-    if (
-        config.replay.max_bytes is not None
-        and config.replay.max_bytes > memory
-        and command.address is None
-    ):
-        problems.append(
-            f"--replay.max-bytes {config.replay.max_bytes}: must be <= this machine's memory, {memory}"
+    problems = network_problems(config, spec)
+    memory_bytes = total_memory_bytes()
+    if command.address is None:
+        problems += machine_problems(
+            config, spec, memory_bytes=memory_bytes, has_cuda=torch.cuda.is_available()
         )
     if command.serial and command.address is not None:
         problems.append("--serial: must not be given with --address")
@@ -245,18 +189,11 @@ def make_plan(command: TrainCommand) -> Plan:
         config=config,
         spec=spec,
         folder=folder,
-        max_bytes=max_bytes,
+        max_bytes=config.replay.max_bytes or memory_bytes // 2,
         resume_from=resume_from,
         agent_steps_before=counters["agent_steps"],
         samples_before=counters["samples"],
         incarnation=counters["incarnation"] + 1,
-    )
-
-
-def _bytes_per_transition(spec: EnvironmentSpec) -> int:
-    frame = spec.observation.frame_bytes
-    return _ROW_BYTES + (
-        int(frame * _COMPRESSED_SHARE) if spec.observation.dtype == "uint8" else frame
     )
 
 
@@ -305,252 +242,34 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
         )
     if not command.serial and command.address is None and config.actor.count > cores:
         console.note(
-            f"{config.actor.count} actors share {cores} cores: each gets a fraction of one; more actors than "
-            "cores add no speed"
+            f"{config.actor.count} actors share {cores} cores: each gets a fraction of one, and "
+            "more actors than cores add no speed"
         )
 
 
-class RayRun:
-    """One run as Ray processes: weight store, replay shards, learner, evaluator, actors."""
+class BestWeights:
+    """Keeps `best.pt`: the weights with the best evaluation since this start of the run."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        reporter: Reporter,
-        console: Console,
-        interrupts: Interrupts,
-        *,
-        local: bool,
-    ) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan = plan
-        self._reporter = reporter
-        self._console = console
-        self._interrupts = interrupts
-        self._local = local
-        self._source = source_hash()
-        self._supervisor = Supervisor(
-            quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
-        )
-        self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
-        self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
-        self._best_score = -math.inf
-        self._silent = set(range(plan.config.actor.count))  # actors that never pushed
-        self._started_s = time.monotonic()
+        self._score = -math.inf
 
-    def run(self) -> None:
-        """Start everything, watch until the end, stop everything."""
-        self._start()
-        try:
-            while not self._interrupts.requested.wait(1.0) and not self._poll():
-                self._supervise()
-        finally:
-            self._stop()
-
-    def _start(self) -> None:
-        config, plan = self._plan.config, self._plan
-        cuda = config.learner.device == "cuda" or (
-            config.learner.device == "auto" and ray.cluster_resources().get("GPU", 0) >= 1
-        )
-        self._cpus = self._cpu_share()
-        self._resources = {"actor_host": 0.001} if "actor_host" in ray.cluster_resources() else {}
-        self._home = {"learner_host": 0.001} if "learner_host" in ray.cluster_resources() else {}
-        home = {"CPU": self._cpus, **self._home}
-        bundles = [home | ({"GPU": 1} if cuda else {}), *[dict(home)] * config.replay.shards]
-        group = ray.util.placement_group(bundles, strategy="STRICT_PACK")
-        self._wait_for_placement(group, bundles)
-
-        def beside_learner(bundle: int, **options: Any) -> dict[str, Any]:
-            strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=bundle
-            )
-            return {"scheduling_strategy": strategy, **options}
-
-        self._store = WeightStore.options(**beside_learner(0, num_cpus=0)).remote()
-        self._servers = [
-            ReplayServer.options(**beside_learner(1 + shard, num_cpus=self._cpus)).remote(
-                config, plan.spec, shard, plan.incarnation, plan.max_bytes, self._source
-            )
-            for shard in range(config.replay.shards)
-        ]
-        self._learner = LearnerServer.options(
-            **beside_learner(0, num_cpus=self._cpus, num_gpus=int(cuda))
-        ).remote(
-            config, plan.spec, self._servers, self._store, str(plan.folder.path.resolve()),
-            plan.incarnation, plan.resume_from, self._source,
-        )  # fmt: skip
-        self._learner_run = self._learner.run.remote()
-        for actor in range(config.actor.count):
-            self._create("actor", actor)
-        if config.evaluator.enabled:
-            self._create("evaluator", 0)
-        description = self._answer(self._learner.describe.remote(), _FIRST_ANSWER_S)
-        if description is not None:
-            self._console.note(description)
-
-    def _cpu_share(self) -> float:
-        """CPUs to reserve for each process: whole ones on a cluster, a share of the cores on one machine."""
-        config = self._plan.config
-        if config.actor.cpus != "auto":
-            return config.actor.cpus
-        if not self._local:
-            return 1.0
-        processes = config.actor.count + config.replay.shards + 1 + int(config.evaluator.enabled)
-        share = ray.cluster_resources().get("CPU", 1.0) / processes
-        return min(1.0, math.floor(share * 1000) / 1000)
-
-    def _wait_for_placement(self, group: Any, bundles: list[dict[str, float]]) -> None:
-        ready = group.ready()
-        for waited in itertools.count():
-            if ray.wait([ready], timeout=1.0)[0]:
-                return
-            if self._interrupts.requested.is_set():
-                raise KeyboardInterrupt
-            if waited == 10:
-                self._console.note(
-                    f"waiting for a host with {bundles} for learner and replay; the cluster has "
-                    f"{ray.cluster_resources()}"
-                )
-
-    def _create(self, role: str, index: int) -> None:
-        """Start an actor or the evaluator."""
-        plan = self._plan
-        incarnation = self._supervisor.started(role, index, time.monotonic())
-        # Names of segments must differ from those of the run before it was resumed.
-        incarnation += plan.incarnation << 16
-        if role == "actor":
-            handle = Actor.options(num_cpus=self._cpus, resources=self._resources).remote(
-                plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
-            )
-        else:
-            handle = Evaluator.options(num_cpus=self._cpus, resources=self._home).remote(
-                plan.config, plan.spec, self._store, incarnation, self._source
-            )
-        self._players[role, index] = handle
-        self._runs[handle.run.remote()] = (role, index)
-
-    def _poll(self) -> bool:
-        """Gather the reports and show them; return whether the run is done."""
-        refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
-        answers = self._answer(refs, _FIRST_ANSWER_S)
-        if answers is None:
-            return False
-        learner, shards = answers[0], answers[1:]
-        self._book(learner, shards)
-        return sum(shard.inserts for shard in shards) >= self._plan.agent_steps_left
-
-    def _book(self, learner: LearnerReport, shards: list[ReplayReport]) -> None:
-        restarts = {
-            role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
-        }
-        self._reporter.update(shards, learner, restarts)
-        if self._silent:
-            self._silent.difference_update(*(shard.actors for shard in shards))
-            if not self._silent:
-                waited_s = time.monotonic() - self._started_s
-                self._console.note(f"every actor has pushed, {waited_s:.1f} s after Ray was up")
-        evaluator = self._players.get(("evaluator", 0))
-        if evaluator is not None:
-            self._book_evaluations(evaluator)
-
-    def _book_evaluations(self, evaluator: Any) -> None:
-        try:
-            results = ray.get(evaluator.take_results.remote(), timeout=_FIRST_ANSWER_S)
-        except ray.exceptions.RayActorError:
-            return  # the supervisor hears of it from its run
-        for result, weights in results:
-            self._reporter.evaluated(result)
-            self._best_score = save_if_best(self._plan, result, weights, self._best_score)
-
-    def _answer(self, refs: Any, timeout_s: float) -> Any:
-        """Wait for answers of the learner and the shards, or return None when somebody interrupts.
-
-        Raises:
-          RunEnded: one of them died or is silent for too long.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        while not self._interrupts.requested.is_set():
-            try:
-                return ray.get(refs, timeout=1.0)
-            except ray.exceptions.GetTimeoutError:
-                if time.monotonic() > deadline_s:
-                    raise RunEnded(
-                        f"learner or replay did not answer in {timeout_s:.0f} s"
-                    ) from None
-            except ray.exceptions.RayError as error:
-                raise RunEnded(_cause(error)) from error
-        return None
-
-    def _supervise(self) -> None:
-        """Recreate the players that died; end the run when the learner did."""
-        now_s = time.monotonic()
-        ended, _ = ray.wait(
-            [self._learner_run, *self._runs], num_returns=1 + len(self._runs), timeout=0
-        )
-        for ref in ended:
-            reason = "it ended by itself"
-            try:
-                ray.get(ref, timeout=_ANSWER_S)
-            except ray.exceptions.RayError as error:
-                reason = _cause(error)
-            if ref == self._learner_run:
-                raise RunEnded(f"the learner died: {reason}")
-            role, index = self._runs.pop(ref)
-            decision = self._supervisor.died(role, index, reason, now_s)
-            if isinstance(decision, GiveUp):
-                raise RunEnded(decision.reason)
-            self._console.note(
-                f"{role} {index} died, starting it again in {decision.delay_s:.0f} s: {reason}"
-            )
-        for role, index in self._supervisor.due(now_s):
-            self._create(role, index)
-
-    def _stop(self) -> None:
-        """Stop the players, let the learner save, take the last reports."""
-        interrupted = self._interrupts.requested.is_set()
-        self._console.note(
-            "stopping: the learner saves, then everything ends; Ctrl-C again to force"
-        )
-        for (role, _), handle in self._players.items():
-            if role == "actor" or interrupted:
-                handle.stop.remote()
-            else:
-                handle.finish.remote()
-        self._learner.stop.remote()
-        try:
-            ray.get(self._learner_run, timeout=_SAVE_S)
-            refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
-            learner, *shards = ray.get(refs, timeout=_ANSWER_S)
-            runs = [run for run, (role, _) in self._runs.items() if role == "evaluator"]
-            if runs and not interrupted:
-                self._console.note("last evaluation")
-                ray.wait(runs, timeout=_SAVE_S)
-            self._book(learner, shards)
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            self._console.note(f"could not stop in order: {_cause(error)}")
-
-
-def _cause(error: BaseException) -> str:
-    """Return the line of a Ray error that says what happened, which is its last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
-
-
-def save_if_best(plan: Plan, result: EvaluationResult, weights: Weights, best: float) -> float:
-    """Save the weights that played as best.pt unless they scored below `best`; return the best score now."""
-    score = float(result.returns.mean())
-    if score < best:
-        return best
-    save(
-        plan.folder.checkpoints / "best.pt", weights_payload(plan.config, plan.spec, weights, score)
-    )
-    return score
+    def offer(self, result: EvaluationResult, weights: Weights) -> None:
+        """Save the weights that played, unless others scored better."""
+        score = float(result.returns.mean())
+        if score >= self._score:
+            plan = self._plan
+            payload = weights_payload(plan.config, plan.spec, weights, score)
+            save(plan.folder.checkpoints / "best.pt", payload)
+            self._score = score
 
 
 def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Interrupts) -> None:
     """Run the same cores in one process, bit-reproducible for a seed.
 
-    The rate limiter says who moves: actors while it takes their pushes, the learner while it gives out samples. No
-    decision looks at a clock; only reports, evaluations and checkpoints do, and none of them changes what is learned.
+    The rate limiter says who moves: actors while it takes their pushes, the learner while it gives
+    out samples. No decision looks at a clock; only reports, evaluations and checkpoints do, and none
+    of them changes what is learned.
     """
     config, spec = plan.config, plan.spec
     torch.use_deterministic_algorithms(True)
@@ -603,7 +322,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     checkpoint = ""
-    best = -math.inf
+    best = BestWeights(plan)
     loop.publish()
 
     def every(minutes: float) -> Callable[[], bool]:
@@ -644,7 +363,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
             result = play(config, spec, published[0], interrupts.requested.is_set)
             if result is not None:
                 reporter.evaluated(result)
-                best = save_if_best(plan, result, published[0], best)
+                best.offer(result, published[0])
         if save_due():
             checkpoint = str(
                 folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step)
@@ -654,7 +373,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     console.note(f"saved learner step {learner.learner_step}")
 
 
-# --- eval, plot, bench, presets ---------------------------------------------------------------------------------------
+# --- eval, plot, bench, presets ----------------------------------------------------------------
 
 
 def play(
@@ -714,9 +433,9 @@ def evaluate(command: EvalCommand) -> int:
     normalized = human_normalized_score(spec.name, float(returns.mean()))
     human = "" if normalized is None else f", human-normalised {normalized:.3f}"
     print(
-        f"{len(returns)} games, epsilon {command.epsilon:g}, seed {command.seed}: mean {returns.mean():.2f}, "
-        f"standard deviation {returns.std():.2f}, min {returns.min():g}, max {returns.max():g}{human}; "
-        f"mean length {result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
+        f"{len(returns)} games, epsilon {command.epsilon:g}, seed {command.seed}: "
+        f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, "
+        f"min {returns.min():g}, max {returns.max():g}{human}; mean length {result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
     )
     if command.video:
         network = build_network(config.agent, spec)
@@ -759,9 +478,8 @@ def bench(arguments: Sequence[str]) -> int:
 def presets() -> int:
     """List the presets with their source."""
     for name, preset in PRESETS.items():
-        print(
-            f"{name:12} {preset.config.env.id}, {preset.config.total_frames:,} frames: {preset.source}"
-        )
+        frames = f"{preset.config.total_frames:,} frames"
+        print(f"{name:12} {preset.config.env.id}, {frames}: {preset.source}")
     return 0
 
 

@@ -214,5 +214,6 @@ class EvaluatorProcess:
             self._results.append((result, weights))
 
 
-Actor: Any = ray.remote(concurrency_groups={"control": 1})(ActorProcess)
-Evaluator: Any = ray.remote(concurrency_groups={"control": 1})(EvaluatorProcess)
+_shell: Any = ray.remote  # its overloads do not know concurrency groups
+Actor = _shell(concurrency_groups={"control": 1})(ActorProcess)
+Evaluator = _shell(concurrency_groups={"control": 1})(EvaluatorProcess)

@@ -46,9 +46,7 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
     transitions = total_transitions(segments)
     config = dataclasses.replace(
         recording_config("pong"),
-        replay=ReplayConfig(
-            capacity=transitions, min_size=batch_size, samples_per_insert="off"
-        ),
+        replay=ReplayConfig(capacity=transitions, min_size=batch_size, samples_per_insert="off"),
         learner=LearnerConfig(
             batch_size=batch_size, optimizer="adam", learning_rate=1e-4, optimizer_epsilon=1.5e-4
         ),
@@ -60,7 +58,9 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
     learner = make_learner(config, spec, device=device, serial=False)
     learner.warm_up()
     sampler = make_sampler(config, spec, shards=[shard], in_flight=2)
-    prefetcher = Prefetcher(fetch=sampler.fetch, device=device, depth=config.learner.prefetch_batches)
+    prefetcher = Prefetcher(
+        fetch=sampler.fetch, device=device, depth=config.learner.prefetch_batches
+    )
     loop = LearnerLoop(
         learner=learner,
         fetcher=prefetcher,

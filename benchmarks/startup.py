@@ -44,7 +44,14 @@ def run_startup() -> list[Row]:
 
 def run_pipeline(seconds: float, learner_samples_per_s: float) -> list[Row]:
     """Return what a whole run trains on per second, against the learner alone (0: not measured)."""
-    arguments = ("--preset", "pong-fast", "--replay.min-size", "2000", "--total-frames", "100000000")
+    arguments = (
+        "--preset",
+        "pong-fast",
+        "--replay.min-size",
+        "2000",
+        "--total-frames",
+        "100000000",
+    )
     with _run(*arguments) as (process, folder):
         _wait_for(process, "every actor has pushed", 600.0)
         while True:  # until the learner steps: torch.compile takes its time

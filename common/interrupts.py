@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import signal
 import time
-from collections.abc import Callable
 from types import FrameType, TracebackType
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -49,7 +48,7 @@ class Request:
 class Interrupts:
     """Context in which the first signal sets `requested` and a later one raises KeyboardInterrupt.
 
-    A second within a second of the first is taken for its echo, and ignored.
+    What comes within `echo_s` of the first is taken for its echo, and ignored.
 
     Enter it in the main thread, after Ray has set its own handlers; `claim` takes the signals back
     if Ray takes them later.

@@ -140,4 +140,5 @@ class LearnerProcess:
         self._last_checkpoint = str(path)
 
 
-LearnerServer: Any = ray.remote(concurrency_groups={"control": 1})(LearnerProcess)
+_shell: Any = ray.remote  # its overloads do not know concurrency groups
+LearnerServer = _shell(concurrency_groups={"control": 1})(LearnerProcess)

@@ -88,6 +88,10 @@ class ReplaySampler:
           rng: splits batches over shards.
           in_flight: most batches asked for ahead of the one that is decoded.
         """
+        if batch_size < 1:
+            raise ValueError(f"Expect `batch_size` >= 1, actually: {batch_size}")
+        if in_flight < 1:
+            raise ValueError(f"Expect `in_flight` >= 1, actually: {in_flight}")
         self._shards = shards
         self._batch_size = batch_size
         self._beta = beta
@@ -200,6 +204,8 @@ class PriorityUpdater:
     """
 
     def __init__(self, *, shards: Sequence[ShardHandle], window: int) -> None:
+        if window < 1:
+            raise ValueError(f"Expect `window` >= 1, actually: {window}")
         self._shards = shards
         self._window = window
         self._under_way: deque[Pending[int]] = deque()

@@ -32,8 +32,9 @@ class ReplayWriter:
         writer.push(segments, episodes, phases)
         while not writer.has_room(): writer.wait(0.1)
 
-    A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands still here.
-    One thread only.
+    A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands
+    still here. One call of `push` opens up to one for each shard, the last of them beyond the window
+    perhaps. One thread only.
     """
 
     def __init__(
@@ -69,7 +70,13 @@ class ReplayWriter:
     def push(
         self, segments: Sequence[Segment], episodes: tuple[EpisodeRecord, ...], phases: PhaseSeconds
     ) -> None:
-        """Offer segments, one shard after the other; the records ride on the first push."""
+        """Offer segments, one shard after the other; the records ride on the first push.
+
+        Raises:
+          ValueError: there is no segment for the records to ride on.
+        """
+        if not segments:
+            raise ValueError("Expect `segments` to hold at least one, actually: none")
         for_shard: dict[int, list[Segment]] = {}
         for segment in segments:
             for_shard.setdefault(self._turn % len(self._shards), []).append(segment)

@@ -1,6 +1,7 @@
 """What every replay.handles.ShardHandle must do, in this process or behind Ray.
 
 A test module subclasses `ShardHandleContract` as `Test...` and overrides the fixture `connect`.
+test_whole_path.py takes the same connectors.
 """
 
 from __future__ import annotations
@@ -16,9 +17,13 @@ from oracles import naive_stacks
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import PackingError
 from common.types import EnvironmentSpec, PriorityUpdate, RunCounts
+from replay.assembly import make_shard
 from replay.decoding import Decoder
-from replay.handles import ShardHandle
+from replay.handles import LocalShard, ShardHandle
 from replay.storage import shard_of
+
+# (config, spec, shard, incarnation) -> a handle to a fresh shard
+Connect = Callable[[Config, EnvironmentSpec, int, int], ShardHandle]
 
 ENVIRONMENT = EnvironmentSpec("scripted", SPEC, 3, 1, "a script")
 CONFIG = Config(
@@ -45,13 +50,12 @@ class ShardHandleContract:
     """Tests of one handle to one fresh shard."""
 
     @pytest.fixture
-    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
-        """Return what makes a fresh shard from (config, shard, incarnation) and a handle to it."""
+    def connect(self) -> Connect:
         raise NotImplementedError
 
     @pytest.fixture
-    def handle(self, connect: Callable[[Config, int, int], ShardHandle]) -> ShardHandle:
-        return connect(CONFIG, 0, 0)
+    def handle(self, connect: Connect) -> ShardHandle:
+        return connect(CONFIG, ENVIRONMENT, 0, 0)
 
     def test_answer_can_be_waited_for_and_asked_again(self, handle: ShardHandle) -> None:
         pending = handle.counts(START)
@@ -132,10 +136,8 @@ class ShardHandleContract:
         update = PriorityUpdate(np.arange(4, 6), np.ones(2, np.float32))
         assert handle.update_priorities(update).result() == 1
 
-    def test_ids_say_which_shard_and_which_life_of_it(
-        self, connect: Callable[[Config, int, int], ShardHandle]
-    ) -> None:
-        handle = connect(with_shards(2), 1, 4)
+    def test_ids_say_which_shard_and_which_life_of_it(self, connect: Connect) -> None:
+        handle = connect(with_shards(2), ENVIRONMENT, 1, 4)
         assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
         ids = handle.sample(5, START).result().ids
         assert shard_of(ids).tolist() == [1] * 5
@@ -156,3 +158,14 @@ class ShardHandleContract:
         with pytest.raises(ValueError, match="Expect finite priorities >= 0, actually: nan"):
             handle.update_priorities(update).result()
         assert handle.counts(START).result().mass == pytest.approx(5.0 + 5e-6)
+
+
+def connect_local(
+    config: Config, spec: EnvironmentSpec, shard: int, incarnation: int
+) -> LocalShard:
+    """Return a fresh shard in this process."""
+    max_bytes = config.replay.max_bytes
+    assert max_bytes is not None
+    return LocalShard(
+        make_shard(config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes)
+    )

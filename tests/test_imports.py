@@ -33,6 +33,7 @@ CROSSINGS = {
 }
 RAY_SHELLS = {
     "actors/worker.py",
+    "common/ray_run.py",
     "common/ray_session.py",
     "launch.py",
     "learner/weight_store.py",

@@ -163,7 +163,7 @@ def test_serial_runs_of_one_seed_are_the_same_to_the_bit(tmp_path: Path) -> None
         (("--replay.capacity", "-5"), "--replay.capacity -5: must be >= 1"),
         (("--agent.n-step", "0"), "--agent.n-step 0: must be >= 1"),
         (("--learner.batch-size", "60000"), "--replay.min-size 50000: must be >= the batch size"),
-        (("--replay.capacity", "2000000000"), "--replay.capacity 2000000000: takes about"),
+        (("--replay.capacity", "2000000000"), "--replay.capacity 2000000000: takes up to"),
         (("--address", "127.0.0.1:1"), "--address 127.0.0.1:1: no Ray cluster answers"),
         (("--serial", "--address", "auto"), "--serial"),
         (("eval", "/nonexistent"), "/nonexistent: is not a run folder"),

@@ -1,37 +1,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 import pytest
 from fakes import LateShard, make_push, make_segment, make_shard
-from shard_contract import CONFIG, ENVIRONMENT, START, ShardHandleContract
+from shard_contract import CONFIG, START, Connect, ShardHandleContract, connect_local
 
-from common.config import Config
 from common.packing import PackingError
 from common.types import EpisodeRecord, PhaseSeconds, PriorityUpdate, RunCounts
 from replay.assembly import make_limiter
-from replay.assembly import make_shard as make_shard_from
-from replay.handles import Done, LocalShard, ShardHandle
+from replay.handles import Done
 from replay.rate_limiter import RateLimiter
 
 EPISODE = EpisodeRecord(episode_return=21.0, agent_steps=900, epsilon=0.1, ladder_position=0.5)
 
 
-def connect_local(config: Config, shard: int, incarnation: int) -> LocalShard:
-    max_bytes = config.replay.max_bytes
-    assert max_bytes is not None
-    return LocalShard(
-        make_shard_from(
-            config, ENVIRONMENT, shard=shard, incarnation=incarnation, max_bytes=max_bytes
-        )
-    )
-
-
 class TestLocalShard(ShardHandleContract):
     @pytest.fixture
-    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
+    def connect(self) -> Connect:
         return connect_local
 
 
@@ -39,7 +26,7 @@ class TestLateShard(ShardHandleContract):
     """The wire that other tests use keeps the contract too, once `result` waits for it."""
 
     @pytest.fixture
-    def connect(self) -> Callable[[Config, int, int], ShardHandle]:
+    def connect(self) -> Connect:
         return lambda *arguments: WaitingShard(connect_local(*arguments)._shard)
 
 

@@ -58,8 +58,8 @@ def make_step(batch_size: int, num_actions: int) -> tuple[Callable[[], None], Ca
     """Return a function that takes one step and one that waits for it, to measure them in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last
-    online = DuelingNatureCnn(num_actions).to(device, memory_format=layout)
-    target = DuelingNatureCnn(num_actions).to(device, memory_format=layout)
+    online = DuelingNatureCnn(num_actions).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    target = DuelingNatureCnn(num_actions).to(device).to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True)
 
     def pixels() -> Tensor:

@@ -1,0 +1,85 @@
+"""What a run is going to do, and whether this machine can."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from common.config import Config
+from common.run_folder import RunFolder
+from common.types import EnvironmentSpec
+
+# A row of replay beside its frame (measured: `launch.py bench replay`), and the share of a pixel
+# frame that is left of it on the games that compress worst.
+_ROW_BYTES = 120
+_COMPRESSED_SHARE = 0.15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a run needs, checked, before anything is started or written.
+
+    Attributes:
+      config: the settings.
+      spec: the environment.
+      folder: the run's folder.
+      max_bytes: most bytes of replay over all shards.
+      resume_from: path of the checkpoint to go on from, "" for a new run.
+      agent_steps_before: agent steps accepted before this start of the run.
+      samples_before: transitions trained on before it.
+      incarnation: how often the run was started before.
+    """
+
+    config: Config
+    spec: EnvironmentSpec
+    folder: RunFolder
+    max_bytes: int
+    resume_from: str
+    agent_steps_before: int
+    samples_before: int
+    incarnation: int
+
+    @property
+    def agent_steps_left(self) -> int:
+        """Agent steps until `total_frames`."""
+        total = math.ceil(self.config.total_frames / self.spec.action_repeat_frames)
+        return total - self.agent_steps_before
+
+
+def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
+    """Return a line if the network does not fit the environment's frames."""
+    pixels = len(spec.observation.frame_shape) == 2
+    if (config.agent.network == "nature_cnn") == pixels:
+        return []
+    return [
+        f"--agent.network {config.agent.network}: does not fit frames of shape "
+        f"{spec.observation.frame_shape}; nature_cnn is for pixels, mlp for vectors"
+    ]
+
+
+def machine_problems(
+    config: Config, spec: EnvironmentSpec, *, memory_bytes: int, has_cuda: bool
+) -> list[str]:
+    """Return one line for each thing that the settings ask of this machine and it does not have."""
+    problems = []
+    if config.learner.device == "cuda" and not has_cuda:
+        problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
+    most = config.replay.max_bytes
+    if most is not None and most > memory_bytes:
+        problems.append(
+            f"--replay.max-bytes {most}: must be <= this machine's memory, {memory_bytes}"
+        )
+    needed = config.replay.capacity * _bytes_per_transition(spec)
+    if most is None and needed > memory_bytes // 2:
+        problems.append(
+            f"--replay.capacity {config.replay.capacity}: takes up to {needed / 1e9:.0f} GB, and "
+            f"replay may take half of this machine's {memory_bytes / 1e9:.0f} GB; lower it, or "
+            "bound it by --replay.max-bytes"
+        )
+    return problems
+
+
+def _bytes_per_transition(spec: EnvironmentSpec) -> int:
+    frame = spec.observation.frame_bytes
+    is_pixels = spec.observation.dtype == "uint8"
+    return _ROW_BYTES + (int(frame * _COMPRESSED_SHARE) if is_pixels else frame)

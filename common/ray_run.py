@@ -1,0 +1,309 @@
+"""RAY SHELL: one run as Ray processes: started, watched, told to stop."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import ray
+
+from common.console import Console
+from common.interrupts import Interrupts
+from common.plan import Plan
+from common.reporter import Reporter
+from common.source import source_hash
+from common.supervisor import GiveUp, Supervisor
+from common.types import EvaluationResult, LearnerReport, ReplayReport, Weights
+
+_FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes its time
+_ANSWER_S = 60.0
+_SAVE_S = 120.0
+# Between two rounds of reports.
+_ROUND_S = 1.0
+
+
+class RunEnded(Exception):
+    """The run cannot go on; the text is the reason."""
+
+
+class Roles(NamedTuple):
+    """The Ray classes of a run's processes; `launch.py` names them, since only it knows them all.
+
+    Fields:
+      actor: actors.worker.Actor.
+      evaluator: actors.worker.Evaluator.
+      learner: learner.worker.LearnerServer.
+      replay: replay.server.ReplayServer.
+      weight_store: learner.weight_store.WeightStore.
+    """
+
+    actor: Any
+    evaluator: Any
+    learner: Any
+    replay: Any
+    weight_store: Any
+
+
+class RayRun:
+    """One run as Ray processes: weight store, replay shards, learner, evaluator, actors."""
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        roles: Roles,
+        reporter: Reporter,
+        console: Console,
+        interrupts: Interrupts,
+        on_evaluation: Callable[[EvaluationResult, Weights], None],
+        is_local: bool,
+    ) -> None:
+        """Prepare; Ray is up already.
+
+        Args:
+          plan: what to run.
+          roles: what to run it with.
+          reporter: gets the reports.
+          console: gets events.
+          interrupts: asked whether to stop.
+          on_evaluation: gets each evaluation with the weights that played.
+          is_local: Ray runs for this run alone, on this machine.
+        """
+        self._plan = plan
+        self._roles = roles
+        self._on_evaluation = on_evaluation
+        self._reporter = reporter
+        self._console = console
+        self._interrupts = interrupts
+        self._is_local = is_local
+        self._source = source_hash()
+        self._supervisor = Supervisor(
+            quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
+        )
+        self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
+        self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
+        self._first_learner_step: int | None = None
+        self._has_learned = False
+        self._silent = set(range(plan.config.actor.count))  # actors that never pushed
+        self._started_s = time.monotonic()
+
+    def run(self) -> None:
+        """Start everything, watch until the end, stop everything."""
+        if not self._start():
+            return
+        try:
+            while not self._interrupts.requested.wait(_ROUND_S) and not self._poll():
+                self._supervise()
+        finally:
+            self._stop()
+
+    def _start(self) -> bool:
+        """Start the processes; return False when somebody interrupts."""
+        config, plan = self._plan.config, self._plan
+        cluster = _cluster_resources()
+        cuda = config.learner.device == "cuda" or (
+            config.learner.device == "auto" and cluster.get("GPU", 0) >= 1
+        )
+        self._cpus = self._cpu_share(cluster.get("CPU", 1.0))
+        self._away = {"actor_host": 0.001} if "actor_host" in cluster else {}
+        self._home = {"learner_host": 0.001} if "learner_host" in cluster else {}
+        home = {"CPU": self._cpus, **self._home}
+        bundles = [home | ({"GPU": 1} if cuda else {}), *[dict(home)] * config.replay.shards]
+        group = ray.util.placement_group(bundles, strategy="STRICT_PACK")
+        if not self._is_placed(group, bundles):
+            return False
+
+        def beside_learner(bundle: int, **options: Any) -> dict[str, Any]:
+            strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
+                group, placement_group_bundle_index=bundle
+            )
+            return {"scheduling_strategy": strategy, **options}
+
+        self._store = self._roles.weight_store.options(**beside_learner(0, num_cpus=0)).remote()
+        self._servers = [
+            self._roles.replay.options(**beside_learner(1 + shard, num_cpus=self._cpus)).remote(
+                config, plan.spec, shard, plan.incarnation, plan.max_bytes, self._source
+            )
+            for shard in range(config.replay.shards)
+        ]
+        self._learner = self._roles.learner.options(
+            **beside_learner(0, num_cpus=self._cpus, num_gpus=int(cuda))
+        ).remote(
+            config, plan.spec, self._servers, self._store, str(plan.folder.path.resolve()),
+            plan.incarnation, plan.resume_from, self._source,
+        )  # fmt: skip
+        self._learner_run = self._learner.run.remote()
+        for actor in range(config.actor.count):
+            self._create("actor", actor)
+        if config.evaluator.enabled:
+            self._create("evaluator", 0)
+        description = self._answer(self._learner.describe.remote(), _FIRST_ANSWER_S)
+        if description is None:
+            return False
+        self._console.note(description)
+        return True
+
+    def _cpu_share(self, cores: float) -> float:
+        """CPUs for each process: whole ones on a cluster, a share of the cores on one machine."""
+        config = self._plan.config
+        if config.actor.cpus != "auto":
+            return config.actor.cpus
+        if not self._is_local:
+            return 1.0
+        processes = config.actor.count + config.replay.shards + 1 + int(config.evaluator.enabled)
+        return min(1.0, math.floor(cores / processes * 1000) / 1000)
+
+    def _is_placed(self, group: Any, bundles: list[dict[str, float]]) -> bool:
+        """Wait for a host that has room for learner and replay; False when somebody interrupts."""
+        ready = group.ready()
+        for waited in itertools.count():
+            if ray.wait([ready], timeout=1.0)[0]:
+                return True
+            if self._interrupts.requested.is_set():
+                return False
+            if waited == 10:
+                self._console.note(
+                    f"waiting for a host with {bundles} for learner and replay; the cluster has "
+                    f"{_cluster_resources()}"
+                )
+        raise AssertionError("unreachable")
+
+    def _create(self, role: str, index: int) -> None:
+        """Start an actor or the evaluator."""
+        plan = self._plan
+        incarnation = self._supervisor.started(role, index, time.monotonic())
+        # Names of segments must differ from those of the run before it was resumed.
+        incarnation += plan.incarnation << 16
+        if role == "actor":
+            handle = self._roles.actor.options(
+                num_cpus=self._cpus, resources=self._away
+            ).remote(
+                plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
+            )
+        else:
+            handle = self._roles.evaluator.options(
+                num_cpus=self._cpus, resources=self._home
+            ).remote(plan.config, plan.spec, self._store, incarnation, self._source)
+        self._players[role, index] = handle
+        self._runs[handle.run.remote()] = (role, index)
+
+    def _poll(self) -> bool:
+        """Gather the reports and show them; return whether the run is done."""
+        refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
+        answers = self._answer(refs, _FIRST_ANSWER_S)
+        if answers is None:
+            return False
+        learner, shards = answers[0], answers[1:]
+        self._book(learner, shards)
+        inserts: int = sum(shard.inserts for shard in shards)
+        return inserts >= self._plan.agent_steps_left
+
+    def _book(self, learner: LearnerReport, shards: list[ReplayReport]) -> None:
+        restarts = {
+            role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
+        }
+        self._reporter.update(shards, learner, restarts)
+        if self._first_learner_step is None:
+            self._first_learner_step = learner.learner_step
+        self._has_learned = learner.learner_step > self._first_learner_step
+        if self._silent:
+            self._silent.difference_update(*(shard.actors for shard in shards))
+            if not self._silent:
+                waited_s = time.monotonic() - self._started_s
+                self._console.note(f"every actor has pushed, {waited_s:.1f} s after Ray was up")
+        evaluator = self._players.get(("evaluator", 0))
+        if evaluator is not None:
+            self._book_evaluations(evaluator)
+
+    def _book_evaluations(self, evaluator: Any) -> None:
+        try:
+            results = ray.get(evaluator.take_results.remote(), timeout=_FIRST_ANSWER_S)
+        except ray.exceptions.RayActorError:
+            return  # the supervisor hears of it from its run
+        for result, weights in results:
+            self._reporter.evaluated(result)
+            self._on_evaluation(result, weights)
+
+    def _answer(self, refs: Any, timeout_s: float) -> Any:
+        """Wait for answers of the learner and the shards, or return None when somebody interrupts.
+
+        Raises:
+          RunEnded: one of them died or is silent for too long.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        while not self._interrupts.requested.is_set():
+            try:
+                return ray.get(refs, timeout=1.0)
+            except ray.exceptions.GetTimeoutError:
+                if time.monotonic() > deadline_s:
+                    raise RunEnded(
+                        f"learner or replay did not answer in {timeout_s:.0f} s"
+                    ) from None
+            except ray.exceptions.RayError as error:
+                raise RunEnded(_cause(error)) from error
+        return None
+
+    def _supervise(self) -> None:
+        """Recreate the players that died; end the run when the learner did."""
+        now_s = time.monotonic()
+        ended, _ = ray.wait(
+            [self._learner_run, *self._runs], num_returns=1 + len(self._runs), timeout=0
+        )
+        for ref in ended:
+            reason = "it ended by itself"
+            try:
+                ray.get(ref, timeout=_ANSWER_S)
+            except ray.exceptions.RayError as error:
+                reason = _cause(error)
+            if ref == self._learner_run:
+                raise RunEnded(f"the learner died: {reason}")
+            role, index = self._runs.pop(ref)
+            decision = self._supervisor.died(role, index, reason, now_s)
+            if isinstance(decision, GiveUp):
+                raise RunEnded(decision.reason)
+            self._console.note(
+                f"{role} {index} died, starting it again in {decision.delay_s:.0f} s: {reason}"
+            )
+        for role, index in self._supervisor.due(now_s):
+            self._create(role, index)
+
+    def _stop(self) -> None:
+        """Stop the players, let the learner save, take the last reports."""
+        interrupted = self._interrupts.requested.is_set()
+        if interrupted and not self._has_learned:
+            return  # nothing to save, and the learner may be compiling
+        self._console.note(
+            "stopping: the learner saves, then everything ends; Ctrl-C again to force"
+        )
+        for (role, _), handle in self._players.items():
+            if role == "actor" or interrupted:
+                handle.stop.remote()
+            else:
+                handle.finish.remote()
+        self._learner.stop.remote()
+        try:
+            ray.get(self._learner_run, timeout=_SAVE_S)
+            refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
+            learner, *shards = ray.get(refs, timeout=_ANSWER_S)
+            runs = [run for run, (role, _) in self._runs.items() if role == "evaluator"]
+            if runs and not interrupted:
+                self._console.note("last evaluation")
+                ray.wait(runs, timeout=_SAVE_S)
+            self._book(learner, shards)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            self._console.note(f"could not stop in order: {_cause(error)}")
+
+
+def _cluster_resources() -> dict[str, float]:
+    """Return what the cluster has in all, e.g. {"CPU": 2.0}."""
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return resources
+
+
+def _cause(error: BaseException) -> str:
+    """Return the line of a Ray error that says what happened, which is its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)

@@ -1,0 +1,576 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from fakes import (
+    NO_LIMIT,
+    NO_PHASES,
+    SPEC,
+    FakeClock,
+    LateShard,
+    make_push,
+    make_segment,
+    make_shard,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from oracles import naive_stacks
+from shard_contract import CONFIG, ENVIRONMENT, with_shards
+
+from common.types import Batch, PriorityUpdate
+from replay.assembly import make_sampler as make_sampler_from
+from replay.decoding import Decoder
+from replay.handles import LocalShard, ShardHandle
+from replay.rate_limiter import RateLimiter
+from replay.sampler import PriorityUpdater, ReplaySampler, importance_weights, split_rows
+from replay.shard import ReplayShard
+from replay.storage import shard_of
+from replay.writer import ReplayWriter
+
+
+def make_sampler(
+    shards: Sequence[Any],
+    *,
+    batch_size: int = 8,
+    beta: float = 0.4,
+    limiter: RateLimiter = NO_LIMIT,
+    in_flight: int = 1,
+    seed: int = 0,
+) -> ReplaySampler:
+    return ReplaySampler(
+        shards=shards,
+        batch_size=batch_size,
+        beta=beta,
+        limiter=limiter,
+        decoder=Decoder(spec=SPEC, threads=1),
+        rng=np.random.default_rng(seed),
+        in_flight=in_flight,
+    )
+
+
+def filled(priorities: Sequence[Sequence[float]], alpha: float = 1.0) -> list[ReplayShard]:
+    """Return one shard for each list of priorities, with a segment for every 8 of them."""
+    shards = []
+    for k, mine in enumerate(priorities):
+        shard = make_shard(alpha=alpha, shard=k, seed=k)
+        for start in range(0, len(mine), 8):
+            priority = mine[start : start + 8]
+            shard.add(
+                make_push(
+                    make_segment(
+                        actor=k,
+                        sequence=start // 8,
+                        transitions=len(priority),
+                        priority=priority,
+                    )
+                )
+            )
+        shards.append(shard)
+    return shards
+
+
+def handles(shards: Sequence[ReplayShard]) -> list[ShardHandle]:
+    return [LocalShard(shard) for shard in shards]
+
+
+def fetch(sampler: ReplaySampler) -> Batch:
+    """Return the next batch; the first call may only learn the counts."""
+    batch = sampler.fetch() or sampler.fetch()
+    assert batch is not None
+    return batch
+
+
+def place(ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return each row's shard and its number there."""
+    return shard_of(ids), ids & (2**40 - 1)
+
+
+# --- importance weights ---------------------------------------------------------------------------
+
+
+def test_weights_by_hand() -> None:
+    # N = 4 rows of which one has half of the mass: N p = 2, 2/3, 2/3.
+    weights = importance_weights(np.array([1 / 2, 1 / 6, 1 / 6]), 4, 0.5)
+    largest = (4 / 6) ** -0.5
+    assert weights.dtype == np.float32
+    assert weights == pytest.approx([2**-0.5 / largest, 1.0, 1.0], rel=1e-6)
+
+
+def test_uniform_rows_weigh_one() -> None:
+    assert importance_weights(np.full(5, 1 / 20), 20, 0.4).tolist() == [1.0] * 5
+
+
+def test_beta_zero_weighs_all_rows_alike() -> None:
+    assert importance_weights(np.array([0.9, 1e-9]), 7, 0.0).tolist() == [1.0, 1.0]
+
+
+def test_beta_one_weighs_rows_by_the_inverse_of_their_probability() -> None:
+    weights = importance_weights(np.array([0.5, 0.125, 0.25]), 8, 1.0)
+    assert weights.tolist() == [0.125 / 0.5, 1.0, 0.125 / 0.25]
+
+
+# --- the split over shards ------------------------------------------------------------------------
+
+
+def test_split_fixes_the_whole_parts_and_draws_the_rest() -> None:
+    rng = np.random.default_rng(0)
+    splits = np.array([split_rows(10, np.array([3.0, 1.0]), rng) for _ in range(4000)])
+    assert {tuple(split) for split in splits.tolist()} == {(7, 3), (8, 2)}
+    # A coin for one row: the mean of 4000 is within 5 * 0.5 / sqrt(4000) of one half.
+    np.testing.assert_allclose(splits.mean(axis=0), [7.5, 2.5], atol=5 * 0.5 / 4000**0.5)
+
+
+def test_split_without_a_rest_is_exact() -> None:
+    rng = np.random.default_rng(0)
+    assert split_rows(8, np.array([3.0, 1.0, 0.0]), rng).tolist() == [6, 2, 0]
+
+
+@given(
+    rows=st.integers(1, 1024),
+    masses=st.lists(
+        st.one_of(st.just(0.0), st.floats(1e-6, 1e12), st.just(1.0)), min_size=1, max_size=6
+    ),
+    seed=st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=300, deadline=None)
+def test_split_adds_up_and_asks_nothing_of_an_empty_shard(
+    rows: int, masses: list[float], seed: int
+) -> None:
+    mass = np.array([*masses, 1.0]) if not any(masses) else np.array(masses)
+    split = split_rows(rows, mass, np.random.default_rng(seed))
+    assert split.dtype == np.int64
+    assert split.sum() == rows
+    assert not split[mass == 0].any()
+    assert np.all(np.abs(split - rows * mass / mass.sum()) < len(mass))
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_batch_has_the_types_it_says() -> None:
+    for shards in (1, 2):
+        sampler = make_sampler(handles(filled([[1.0] * 8] * shards)), batch_size=8)
+        batch = fetch(sampler)
+        dtypes = {field: getattr(batch, field).dtype.name for field in Batch._fields}
+        assert dtypes == {
+            "ids": "int64",
+            "weight": "float32",
+            "s_tm1": "uint8",
+            "a_tm1": "int64",
+            "r_t": "float32",
+            "discount_t": "float32",
+            "s_t": "uint8",
+        }
+        assert batch.s_tm1.shape == batch.s_t.shape == (8, *SPEC.shape)
+        # torch takes them as they are, without a warning about read-only memory.
+        assert all(getattr(batch, field).flags.writeable for field in Batch._fields)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_columns_of_a_batch_belong_together(shards: int) -> None:
+    cores = filled([[1.0] * 8] * shards)
+    segments = [make_segment(actor=k, transitions=8) for k in range(shards)]
+    stacks = [naive_stacks(segment, SPEC) for segment in segments]
+    sampler = make_sampler(handles(cores), batch_size=8 * shards)
+    batch = fetch(sampler)
+    assert len(set(batch.ids.tolist())) == 8 * shards, "rows of equal mass come once each"
+    for i, (k, row) in enumerate(zip(*place(batch.ids), strict=True)):
+        assert batch.a_tm1[i] == segments[k].a_tm1[row]
+        assert batch.r_t[i] == segments[k].r_t[row]
+        assert batch.discount_t[i] == segments[k].discount_t[row]
+        np.testing.assert_array_equal(batch.s_tm1[i], stacks[k][row][0])
+        np.testing.assert_array_equal(batch.s_t[i], stacks[k][row][1])
+
+
+PRIORITIES = {
+    1: [np.random.default_rng(5).exponential(1.0, 24).tolist()],
+    2: [
+        np.random.default_rng(6).exponential(1.0, 24).tolist(),
+        (3 * np.random.default_rng(7).exponential(1.0, 16)).tolist(),
+    ],
+}
+
+
+def joint_probability(priorities: Sequence[Sequence[float]], alpha: float) -> list[NDArray]:
+    """Return what one big replay would give each row: its mass over the mass of all shards."""
+    masses = [(np.float32(mine).astype(float) + 1e-6) ** alpha for mine in priorities]
+    total = sum(mass.sum() for mass in masses)
+    return [mass / total for mass in masses]
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("alpha", [0.0, 0.6])
+def test_rows_come_as_often_as_from_one_big_replay(shards: int, alpha: float) -> None:
+    """Within five standard deviations of independent draws, and one row."""
+    priorities = PRIORITIES[shards]
+    sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=32)
+    drawn = [np.zeros(len(mine)) for mine in priorities]
+    batches = 700
+    for _ in range(batches):
+        for k, row in zip(*place(fetch(sampler).ids), strict=True):
+            drawn[k][row] += 1
+    total = 32 * batches
+    for count, p in zip(drawn, joint_probability(priorities, alpha), strict=True):
+        assert np.all(np.abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p)) + 1)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
+def test_weights_are_the_closed_form_of_the_probability_really_drawn_with(
+    shards: int, beta: float
+) -> None:
+    priorities = PRIORITIES[shards]
+    alpha = 0.6
+    masses = [(np.float32(mine).astype(float) + 1e-6) ** alpha for mine in priorities]
+    rows = sum(len(mine) for mine in priorities)
+    sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=13, beta=beta)
+    for _ in range(50):
+        batch = fetch(sampler)
+        shard, row = place(batch.ids)
+        p = np.array(
+            [
+                np.mean(shard == k) * masses[k][i] / masses[k].sum()
+                for k, i in zip(shard, row, strict=True)
+            ]
+        )
+        expected = (rows * p) ** -beta
+        np.testing.assert_allclose(batch.weight, expected / expected.max(), rtol=1e-5)
+        assert batch.weight.max() == 1.0
+        # The split is the only thing that sets p apart from one big replay's, by less than a row.
+        joint = joint_probability(priorities, alpha)
+        share = np.array([joint[k][i] for k, i in zip(shard, row, strict=True)])
+        counts = np.array([np.sum(shard == k) for k in shard])
+        assert np.all(np.abs(p / share - 1) < 1 / (counts - 1 + 1e-9) + 1e-9)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_full_correction_makes_weighted_means_those_of_uniform_replay(shards: int) -> None:
+    """With beta 1 the weighted mean of any column tends to its plain mean over all rows."""
+    priorities = PRIORITIES[shards]
+    cores = filled(priorities, alpha=0.6)
+    values = [np.sin(np.arange(len(mine)) + 5 * k) for k, mine in enumerate(priorities)]
+    sampler = make_sampler(handles(cores), batch_size=64, beta=1.0)
+    plain, weighted = [], []
+    for _ in range(400):
+        batch = fetch(sampler)
+        value = np.array([values[k][i] for k, i in zip(*place(batch.ids), strict=True)])
+        weighted.append(np.average(value, weights=batch.weight))
+        plain.append(value.mean())
+    mean = np.concatenate(values).mean()
+    error = np.std(weighted) / 400**0.5
+    # Five standard errors, and the bias of a ratio of means, of the order of the variance.
+    assert abs(np.mean(weighted) - mean) < 5 * error + 2 * np.var(weighted)
+    assert abs(np.mean(plain) - mean) > 5 * error + 2 * np.var(weighted), "the test has no power"
+
+
+def test_probability_is_right_although_the_split_knows_old_masses() -> None:
+    cores = filled([[1.0] * 8, [1.0] * 8])
+    sampler = make_sampler(handles(cores), batch_size=16, beta=1.0)
+    assert sampler.fetch() is None
+    # Shard 0 has changed since: its first row holds half of its mass now.
+    cores[0].update_priorities(PriorityUpdate(np.array([0]), np.array([7.0], np.float32)))
+    batch = fetch(sampler)
+    shard, row = place(batch.ids)
+    assert [np.sum(shard == k) for k in range(2)] == [8, 8], "split by the masses last heard of"
+    within = np.where(shard == 1, 1 / 8, np.where(row == 0, 7 / 14, 1 / 14))
+    expected = (16 * 8 / 16 * within) ** -1.0
+    np.testing.assert_allclose(batch.weight, expected / expected.max(), rtol=1e-5)
+
+
+def test_empty_shard_is_asked_for_nothing() -> None:
+    wires = [LateShard(core) for core in filled([[1.0] * 8, []])]
+    sampler = make_sampler(wires)
+    sampler.fetch()
+    for wire in wires:
+        wire.deliver_all()
+    fetch(sampler)
+    assert wires[0].count("sample") >= 1
+    assert wires[1].count("sample") == 0
+
+
+def test_shard_that_lost_its_rows_is_an_error() -> None:
+    wire = LateShard(filled([[1.0] * 8])[0])
+    sampler = make_sampler([wire])
+    sampler.fetch()
+    wire.deliver_all()
+    sampler.fetch()
+    wire.shard = make_shard()
+    with pytest.raises(AssertionError, match=r"\(0, 8, 0\)"):
+        sampler.fetch()
+
+
+# --- the limiter ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("in_flight", [1, 2, 3])
+def test_sampler_stops_where_the_limiter_says(shards: int, in_flight: int) -> None:
+    limiter = RateLimiter(min_size=10, samples_per_insert=4.0, band=16.0)
+    cores = filled([[1.0] * 16] * shards)
+    sampler = make_sampler(handles(cores), batch_size=8, limiter=limiter, in_flight=in_flight)
+    allowed = ((16 * shards - 10) * 4.0 + 16.0) // 8
+    batches = 0
+    for _ in range(60):
+        batches += sampler.fetch() is not None
+        assert limiter.error(16 * shards, sampler.samples) >= -16.0
+    assert batches == allowed
+    assert sampler.samples == 8 * allowed
+    cores[0].add(make_push(make_segment(actor=9, transitions=2)))
+    assert [sampler.fetch() is not None for _ in range(4)].count(True) == 2 * 4 / 8
+
+
+def test_nothing_is_sampled_below_the_minimal_size() -> None:
+    limiter = RateLimiter(min_size=17, samples_per_insert=None, band=1.0)
+    cores = filled([[1.0] * 8, [1.0] * 8])
+    sampler = make_sampler(handles(cores), limiter=limiter)
+    assert [sampler.fetch() for _ in range(5)] == [None] * 5
+    assert (sampler.samples, sampler.inserts, sampler.size) == (0, 16, 16)
+    cores[1].add(make_push(make_segment(actor=9, transitions=1)))
+    assert fetch(sampler) is not None
+
+
+def test_requests_tell_each_shard_of_the_run() -> None:
+    wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 16])]
+    sampler = make_sampler(wires, batch_size=12)
+    assert sampler.fetch() is None
+    sampler.learner_step = 5
+    assert [wire.calls[0] for wire in wires] == [("counts", ((0, 0, 0),))] * 2
+    for wire in wires:
+        wire.deliver_all()
+    sampler.fetch()  # takes the counts in
+    assert sampler.fetch() is not None
+    samples = [[call[1] for call in wire.calls if call[0] == "sample"] for wire in wires]
+    # A third of the mass each shard: 4 and 8 rows, the second batch asked for ahead.
+    assert samples == [[(4, (12, 16, 5)), (4, (24, 16, 5))], [(8, (12, 8, 5)), (8, (24, 8, 5))]]
+    assert sampler.samples == 24
+
+
+def test_batches_are_asked_for_ahead_and_come_in_order() -> None:
+    (core,) = filled([[1.0] * 8])
+    wire = LateShard(core)
+    sampler = make_sampler([wire], batch_size=8, in_flight=3)
+    sampler.fetch()
+    wire.deliver_all()
+    sampler.fetch()
+    first = sampler.fetch()
+    assert first is not None
+    assert wire.count("sample") == 3 + 1
+    assert wire.under_way == 3
+    assert sampler.fetch() is not None
+    assert wire.under_way == 3
+
+
+def test_unanswered_questions_for_counts_are_not_repeated() -> None:
+    wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 8])]
+    sampler = make_sampler(wires)
+    for _ in range(5):
+        assert sampler.fetch() is None
+    assert [wire.count("counts") for wire in wires] == [1, 1]
+    wires[1].deliver_all()
+    sampler.fetch()
+    assert sampler.inserts == 8, "one answer is taken in while the other is under way"
+
+
+def test_sampler_of_the_configuration_is_wired() -> None:
+    config = with_shards(2)
+    cores = filled([[1.0] * 16, [1.0] * 16])
+    sampler = make_sampler_from(config, ENVIRONMENT, shards=handles(cores), in_flight=1)
+    batch = fetch(sampler)
+    assert len(batch.ids) == CONFIG.learner.batch_size
+    assert batch.s_t.shape == (10, *SPEC.shape)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "in_flight"])
+def test_nothing_to_fetch_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"Expect `{name}` >= 1, actually: 0"):
+        make_sampler([], **{name: 0})
+
+
+# --- trap 4: deadlock -----------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """How a run went.
+
+    Fields:
+      samples: transitions the learner got.
+      inserts: transitions in replay.
+      least_error: of the limiter, with the true counts, over the whole run.
+      largest_error: the same, once `min_size` was in.
+    """
+
+    samples: int
+    inserts: int
+    least_error: float
+    largest_error: float
+
+
+def simulate(
+    *,
+    shards: int,
+    min_size: int,
+    samples_per_insert: float,
+    band: float,
+    batch: int,
+    push: int,
+    seed: int,
+    moves: int = 12_000,
+    enough_batches: int = 40,
+) -> Run:
+    """Let two actors and a learner move at random, over slow wires, until enough was learned."""
+    rng = np.random.default_rng(seed)
+    limiter = RateLimiter(min_size=min_size, samples_per_insert=samples_per_insert, band=band)
+    cores = [
+        make_shard(limiter=limiter, shard=k, capacity=max(400, 2 * min_size)) for k in range(shards)
+    ]
+    wires = [[LateShard(core) for core in cores] for _ in range(3)]
+    clock = FakeClock()
+    writers = [
+        ReplayWriter(shards=wires[actor], window=2, first_shard=actor, clock=clock)
+        for actor in range(2)
+    ]
+    sampler = make_sampler(wires[2], batch_size=batch, limiter=limiter, in_flight=2)
+    sequences = [0, 0]
+    learned = 0
+    errors = [0.0]
+    for _ in range(moves):
+        move = int(rng.integers(6))
+        if move < 2:
+            clock.now_s += 0.03
+            if writers[move].has_room():
+                segments = []
+                for _ in range(shards):  # as many as make a push of full size for each shard
+                    segments.append(
+                        make_segment(actor=move, sequence=sequences[move], transitions=push)
+                    )
+                    sequences[move] += 1
+                writers[move].push(segments, (), NO_PHASES)
+        elif move == 2:
+            learned += sampler.fetch() is not None
+        else:
+            wires[int(rng.integers(3))][int(rng.integers(shards))].deliver()
+        inserts = sum(core.inserted for core in cores)
+        if inserts >= min_size:
+            errors.append(limiter.error(inserts, sampler.samples))
+        if learned >= enough_batches:
+            break
+    return Run(learned * batch, sum(core.inserted for core in cores), min(errors), max(errors))
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("push", [2, 16, 30])
+@pytest.mark.parametrize("samples_per_insert", [0.5, 8.0])
+def test_trap_writers_and_sampler_never_stand_still(
+    shards: int, push: int, samples_per_insert: float
+) -> None:
+    """The least legal band, with a push as large as it allows or a batch as large as it allows."""
+    batch = 16
+    band = 2 * max(batch, samples_per_insert * push)
+    for seed in range(2):
+        run = simulate(
+            shards=shards,
+            min_size=50,
+            samples_per_insert=samples_per_insert,
+            band=band,
+            batch=batch,
+            push=push,
+            seed=seed,
+        )
+        assert run.samples >= 40 * batch, f"stands still: {run}"
+        assert run.least_error >= -band, "sampled too early"
+        if shards == 1:
+            # Before `min_size` is in, a push of any size passes.
+            assert run.largest_error <= max(band, push * samples_per_insert)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_trap_push_larger_than_the_band_is_what_stands_still(shards: int) -> None:
+    """The known-bad case of the test above: what `Config.problems` refuses does block."""
+    run = simulate(
+        shards=shards,
+        min_size=50,
+        samples_per_insert=8.0,
+        band=8.0 * 30 / 2 - 1,
+        batch=16,
+        push=30,
+        seed=0,
+        moves=5000,
+        enough_batches=1000,
+    )
+    late = 30 * shards * 4  # what was under way, two pushes of two actors, may still have passed
+    assert run.inserts <= 50 + late
+    assert run.samples <= (run.inserts - 50) * 8.0 + 119
+
+
+# --- priority updates -----------------------------------------------------------------------------
+
+
+def priorities(ids: Sequence[int], value: float = 3.0) -> PriorityUpdate:
+    return PriorityUpdate(np.array(ids, np.int64), np.full(len(ids), value, np.float32))
+
+
+def test_update_reaches_the_shards_that_own_the_rows() -> None:
+    wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 8])]
+    updater = PriorityUpdater(shards=wires, window=4)
+    second = 2**56
+    update = PriorityUpdate(
+        np.array([second + 1, 4, second + 7, 0]), np.array([1, 2, 3, 4], np.float32)
+    )
+    updater.update(update)
+    sent = [wire.calls[0][1][0] for wire in wires]
+    assert [one.ids.tolist() for one in sent] == [[4, 0], [second + 1, second + 7]]
+    assert [one.priority.tolist() for one in sent] == [[2, 4], [1, 3]]
+
+
+def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
+    cores = filled([[1.0] * 8, [1.0] * 8])
+    sampler = make_sampler(handles(cores), batch_size=16)
+    batch = fetch(sampler)
+    new = np.arange(16, dtype=np.float32)
+    PriorityUpdater(shards=handles(cores), window=4).update(PriorityUpdate(batch.ids, new))
+    # All 16 rows were drawn once each: whatever the order, the masses add up to these.
+    total = sum(core.counts((0, 0, 0)).mass for core in cores)  # type: ignore[arg-type]
+    assert total == pytest.approx(sum(range(16)) + 16e-6)
+    assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
+
+
+def test_newest_update_is_dropped_and_counted_when_the_window_is_full() -> None:
+    wire = LateShard(filled([[1.0] * 8])[0])
+    updater = PriorityUpdater(shards=[wire], window=2)
+    for _ in range(2):
+        updater.update(priorities([1, 2]))
+    assert updater.dropped == 0
+    updater.update(priorities([3, 4, 5]))
+    assert updater.dropped == 3
+    assert wire.count("update_priorities") == 2
+    wire.deliver()
+    updater.update(priorities([6]))
+    assert updater.dropped == 3
+    assert wire.count("update_priorities") == 3
+
+
+def test_update_does_not_wait_for_an_answer() -> None:
+    wire = LateShard(filled([[1.0] * 8])[0])
+    updater = PriorityUpdater(shards=[wire], window=3)
+    for _ in range(5):
+        updater.update(priorities([1]))
+    assert set(wire.waits_s) == {0.0}
+    assert wire.under_way == 3
+
+
+def test_failure_of_an_update_reaches_the_next_one() -> None:
+    wire = LateShard(filled([[1.0] * 8])[0])
+    updater = PriorityUpdater(shards=[wire], window=3)
+    updater.update(priorities([1], np.nan))
+    wire.deliver()
+    with pytest.raises(ValueError, match="Expect finite priorities >= 0, actually: nan"):
+        updater.update(priorities([2]))
+
+
+def test_window_below_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
+        PriorityUpdater(shards=[], window=0)
