@@ -1,4 +1,5 @@
-# `make check` is what CI runs, in the environment you are in; `make ci` is CI itself, in a fresh one.
+# `make check` is what CI runs, in the environment you are in; `make ci` is CI itself, in a fresh
+# one.
 .PHONY: check lint types test slow format ci
 
 check: lint types test

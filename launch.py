@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import ray
@@ -33,7 +34,7 @@ from common.command_line import (
     parse_bench,
     parse_eval,
     parse_plot,
-    parse_train,
+    read_train,
     refuse,
 )
 from common.config import Config, ConfigError, override
@@ -43,7 +44,7 @@ from common.networks import build_network, load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.plots import plot_runs
 from common.presets import PRESETS
-from common.ray_run import RayRun, Roles, RunEnded
+from common.ray_run import RayRun, Roles, RunEnded, cause_of
 from common.reporter import Reporter
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
@@ -86,15 +87,16 @@ def main(arguments: Sequence[str]) -> int:
         return presets()
     if name != "train" and not name.startswith("-"):
         refuse([f"{name}: must be train, eval, plot, bench or presets, or a flag (see --help)"])
-    return train(parse_train(rest if name == "train" else arguments))
+    return train(rest if name == "train" else arguments)
 
 
 # --- train -------------------------------------------------------------------------------------
 
 
-def train(command: TrainCommand) -> int:
+def train(arguments: Sequence[str]) -> int:
     """Train until the frames are done or somebody interrupts."""
-    plan = make_plan(command)
+    command, problems = read_train(arguments)
+    plan = make_plan(command, problems)
     if command.address is not None:
         try:
             ray_session.join_cluster(command.address)
@@ -127,7 +129,7 @@ def train(command: TrainCommand) -> int:
     except KeyboardInterrupt:
         reason, code = "forced to stop", 130
     except (RunEnded, ray.exceptions.RayError) as error:
-        reason = str(error).strip()
+        reason = cause_of(error)
         console.note(f"the run ended: {reason}")
     finally:
         ray.shutdown()
@@ -149,21 +151,27 @@ def train(command: TrainCommand) -> int:
     return code
 
 
-def make_plan(command: TrainCommand) -> Plan:
-    """Check the machine and the folder against the settings; exit 2 with one line per problem."""
+def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
+    """Check settings, machine and folder together; exit 2 with one line per problem.
+
+    Args:
+      command: what the user typed, resolved.
+      problems: what is wrong with the settings themselves.
+    """
     config = command.settings
+    memory_bytes = total_memory_bytes()
+    spec = None
     try:
         spec = resolve(config.env)
+        problems += network_problems(config, spec)
     except ValueError as error:
-        refuse([f"--env.id {config.env.id}: {error}"])
-    problems = network_problems(config, spec)
-    memory_bytes = total_memory_bytes()
-    if command.address is None:
+        problems.append(f"--env.id {config.env.id}: {error}")
+    if command.serial and command.address is not None:
+        problems.append("--serial: must not be given with --address")
+    if command.address is None and spec is not None:
         problems += machine_problems(
             config, spec, memory_bytes=memory_bytes, has_cuda=torch.cuda.is_available()
         )
-    if command.serial and command.address is not None:
-        problems.append("--serial: must not be given with --address")
     counters = {"agent_steps": 0, "samples": 0, "incarnation": -1}
     resume_from = ""
     try:
@@ -175,15 +183,22 @@ def make_plan(command: TrainCommand) -> Plan:
             resume_from, counters = str(newest), load(newest)["counters"]
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
-            default = Path("runs") / f"{spec.name}-{config.preset}-{stamp}"
+            name = "run" if spec is None else spec.name
+            default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
     except (RunFolderError, CheckpointError) as error:
         problems.append(str(error))
-    if problems:
+    if spec is not None:
+        frames = counters["agent_steps"] * spec.action_repeat_frames
+        if frames >= config.total_frames:
+            problems.append(
+                f"--total-frames {config.total_frames}: must be > {frames}, played already"
+            )
+    if problems or spec is None:
         refuse(problems)
     if config.learner.device == "auto" and command.address is None:
-        device = resolve_device("auto").type
-        learner = dataclasses.replace(config.learner, device="cuda" if device == "cuda" else "cpu")
+        device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+        learner = dataclasses.replace(config.learner, device=device)
         config = dataclasses.replace(config, learner=learner)
     return Plan(
         config=config,
@@ -268,8 +283,8 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     """Run the same cores in one process, bit-reproducible for a seed.
 
     The rate limiter says who moves: actors while it takes their pushes, the learner while it gives
-    out samples. No decision looks at a clock; only reports, evaluations and checkpoints do, and none
-    of them changes what is learned.
+    out samples. No decision looks at a clock; only reports, evaluations and checkpoints do, and
+    none of them changes what is learned.
     """
     config, spec = plan.config, plan.spec
     torch.use_deterministic_algorithms(True)
@@ -316,9 +331,8 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
         incarnation=plan.incarnation,
         publish_period_learner_steps=config.learner.publish_period_learner_steps,
         samples=plan.samples_before,
-        clock=lambda: float(
-            learner.learner_step
-        ),  # a second of `LearnerLoop` is a learner step here
+        # A second of `LearnerLoop` is a learner step here.
+        clock=lambda: float(learner.learner_step),
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     checkpoint = ""
@@ -435,7 +449,8 @@ def evaluate(command: EvalCommand) -> int:
     print(
         f"{len(returns)} games, epsilon {command.epsilon:g}, seed {command.seed}: "
         f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, "
-        f"min {returns.min():g}, max {returns.max():g}{human}; mean length {result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
+        f"min {returns.min():g}, max {returns.max():g}{human}; mean length "
+        f"{result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
     )
     if command.video:
         network = build_network(config.agent, spec)

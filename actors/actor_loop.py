@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-
 from typing import Any
 
 import numpy as np
@@ -90,7 +89,7 @@ class ActorLoop:
 
     @property
     def policy(self) -> EpsilonGreedyPolicy:
-        """The policy, whose network and epsilons the owner may change between calls of `collect`."""
+        """The policy; its network and epsilons may be changed between calls of `collect`."""
         return self._policy
 
     def set_version(self, version: WeightsVersion) -> None:

@@ -24,7 +24,8 @@ def make_actor_loop(
       config: the run.
       spec: its environment.
       actor: index of the actor.
-      incarnation: how many times it was started before; a restarted actor plays other games than the first did.
+      incarnation: how many times it was started before; a restarted actor plays other games than
+        the first did.
     """
     # Incarnations count as further actors, so no two of them ever share an environment seed.
     stream = actor + incarnation * config.actor.count

@@ -98,6 +98,8 @@ class GymnasiumEnvironments:
     ) -> None:
         """Make E environments as `make_environments` says; `render_mode` is gymnasium's."""
         self._spec = _gymnasium_spec(env)
+        # Not every environment takes a render mode.
+        look: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
         self._vector = gymnasium.make_vec(
             env.id,
             num_envs,
@@ -105,7 +107,7 @@ class GymnasiumEnvironments:
             vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
             max_episode_steps=_time_limit(env),
             disable_env_checker=True,
-            render_mode=render_mode,
+            **look,
         )
         space = self._vector.single_action_space
         assert isinstance(space, Discrete)
@@ -208,7 +210,7 @@ def _gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
 
 def _time_limit(env: EnvConfig) -> int:
     """Return the limit in agent steps: the registered one, or the configured if that is less."""
-    registered = gymnasium.spec(env.id).max_episode_steps
+    registered = gymnasium.spec(env.id.rpartition(":")[2]).max_episode_steps  # module:id-v0
     return env.max_game_frames if registered is None else min(registered, env.max_game_frames)
 
 

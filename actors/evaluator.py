@@ -62,9 +62,8 @@ class EvaluationLoop:
         """Play exactly `episodes` whole games.
 
         The games are given out beforehand: environment e plays games e, e + E, e + 2E, ... and what
-          it plays beyond
-        them does not count. To take the first games that end, whoever played them, would favour
-        short ones.
+        it plays beyond them does not count. To take the first games that end, whoever played them,
+        would favour short ones.
 
         Args:
           episodes: G, >= 1.
@@ -175,8 +174,8 @@ class _FilmedAtari:
         return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
 
     def picture(self) -> NDArray[np.uint8]:
-        # The console's pixels are about twice as wide as they are high; doubled, as 160 x 210 is
-        # small.
+        # The console's pixels are about twice as wide as they are high; and all is doubled, since
+        # 160 x 210 is small.
         picture = np.asarray(self._picture[0, 0], np.uint8)
         return picture.repeat(2, axis=0).repeat(4, axis=1)
 

@@ -1,15 +1,17 @@
 """Timesteps in, n-step transitions out. Every rule about the edges of a game lives here.
 
-For a transition that starts at s_tm1 and spans m <= n agent steps to s_t (Sutton & Barto 2018, section 7.1):
+For a transition that starts at s_tm1 and spans m <= n agent steps to s_t (Sutton & Barto 2018,
+section 7.1):
 
-    r_t = sum_{i=0}^{m-1} gamma^i * reward_i          discount_t = gamma^m, or 0 where the value ends
+    r_t = sum_{i=0}^{m-1} gamma^i * reward_i        discount_t = gamma^m, or 0 where the value ends
 
-* TERMINATION (game over, or a lost life if so configured) ends the value: every open transition closes at once, with
-  the steps it really has and discount 0.
-* TRUNCATION (the time limit) ends the game but not the value: every open transition closes at once with gamma^m, and
-  bootstraps from the game's last observation.
+* TERMINATION (game over, or a lost life if so configured) ends the value: every open transition
+  closes at once, with the steps it really has and discount 0.
+* TRUNCATION (the time limit) ends the game but not the value: every open transition closes at once
+  with gamma^m, and bootstraps from the game's last observation.
 * A lost life that is not the game's end cuts the value only; the frame stack runs on.
-* The timestep after a game's end opens a new one. No transition leads into it and the action sent there is void.
+* The timestep after a game's end opens a new one: no transition leads into it, and the action sent
+  at the end is void.
 
 Gamma is multiplied here and nowhere else.
 """
@@ -62,7 +64,9 @@ class NStepAccumulator:
 
     The loop it lives in:
 
-        rows = accumulator.observe(moment, reward, terminated=..., truncated=..., first=..., game_over=...)
+        rows = accumulator.observe(
+            moment, reward, terminated=..., truncated=..., first=..., game_over=...
+        )
         action = policy(moment)
         accumulator.act(action, version)
 

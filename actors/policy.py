@@ -17,8 +17,8 @@ class EpsilonGreedyPolicy:
     two runs which differ in one action only differ from there on through the environment alone.
 
     The network is put into evaluation mode: acting must not move the running statistics of a batch
-      normalisation.
-    Whoever owns the policy may load new weights into the network between calls. Not thread-safe.
+    normalisation. Whoever owns the policy may load new weights into the network between calls. Not
+    thread-safe.
     """
 
     def __init__(

@@ -1,4 +1,7 @@
-"""The first priority of a transition: the actor's own n-step TD error (Horgan et al. 2018, section 3)."""
+"""The first priority of a transition: the actor's own n-step TD error.
+
+Horgan et al. 2018, section 3.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,8 @@ def first_priority(
 ) -> NDArray[np.float32]:
     """Return float32[T], |TD error|, by the learner's own lines.
 
-    An actor has one network, so it both selects and values the bootstrap action: double and plain targets agree.
+    An actor has one network, which both selects and values the bootstrap action: double and plain
+    targets agree.
 
     Args:
       q_tm1: float32[T, A].

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from actors.n_step import Row
 from common.compression import compress_frames
 from common.types import ObservationSpec, Segment, SegmentName
 
-# (q_tm1 float32[T, A], a_tm1 int32[T], r_t float32[T], discount_t float32[T], q_t float32[T, A]) -> float32[T]
+# (q_tm1 float32[T, A], a_tm1 int32[T], r_t float32[T], discount_t float32[T], q_t float32[T, A])
+# -> float32[T]; see actors.priority.
 FirstPriority = Callable[
     [NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]], NDArray[np.float32]
 ]
@@ -28,8 +28,8 @@ class SegmentWriter:
         for row in rows: writer.add(row)         # finished transitions, oldest first
         if writer.full: segment = writer.cut(name)
 
-    Frames that later transitions still need stay and are stored again in the next segment, so a segment always holds
-    every frame of its own rows. Not thread-safe.
+    Frames that later transitions still need stay and are stored again in the next segment, so a
+    segment always holds every frame of its own rows. Not thread-safe.
     """
 
     def __init__(
@@ -48,14 +48,16 @@ class SegmentWriter:
           n_step: longest span of a row, in agent steps.
           segment_transitions: rows in a segment.
           frames_per_block: see common.compression.
-          first_priority: computes the rows' |TD errors|; None where replay is uniform, then every priority is 1.
+          first_priority: computes the rows' |TD errors|; None where replay is uniform, then every
+            priority is 1.
         """
         self._stack = spec.stack
         self._segment_transitions = segment_transitions
         self._frames_per_block = frames_per_block
         self._first_priority = first_priority
-        # A game adds one frame that ends no row, and a game may last one step: at most two frames for each row,
-        # the rows that a game's end closes beyond the full segment, and the stack before the oldest.
+        # A game has one frame more than rows, and may last one step: at most two frames for each
+        # row, with the rows that a game's end closes beyond the full segment, and the stack before
+        # the oldest.
         capacity = 2 * (segment_transitions + 2 * n_step + spec.stack) + 2
         self._frames = np.zeros((capacity, *spec.frame_shape), spec.dtype)
         self._base = 0  # index in the stream of self._frames[0]
@@ -117,7 +119,10 @@ class SegmentWriter:
         return segment
 
     def _forget(self, keep_from: int) -> None:
-        """Drop the frames before `keep_from`: the next row starts at least one frame after the last one cut."""
+        """Drop the frames before `keep_from`, where the next row's stack can begin at the earliest.
+
+        The next row starts at least one frame after the last one cut.
+        """
         keep_from = max(keep_from, self._base)
         live = self._frames[keep_from - self._base : self._next - self._base].copy()
         self._frames[: len(live)] = live

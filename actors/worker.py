@@ -1,4 +1,4 @@
-"""RAY SHELL: an actor in a process of its own, which plays, pushes and polls for weights; and the evaluator."""
+"""RAY SHELL: an actor, which plays, pushes and polls for weights; and the evaluator."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _ANSWER_S = 60.0
 
 
 class WeightsPoller:
-    """Asks the weight store for newer weights without waiting: at most one question and one transfer under way."""
+    """Asks the weight store for newer weights without waiting.
+
+    At most one question or one transfer is under way.
+    """
 
     def __init__(self, store: Any) -> None:
         self._store = store
@@ -155,7 +158,10 @@ class EvaluatorProcess:
         self._results: list[tuple[EvaluationResult, Weights]] = []
 
     def run(self) -> None:
-        """Evaluate every so many minutes, the first time one period after the start, until `stop` or `finish`."""
+        """Evaluate every so many minutes, until `stop` or `finish`.
+
+        The first time is one period after the start.
+        """
         weights: Weights | None = None
         period_s = self._config.evaluator.every_minutes * 60.0
         next_s = time.monotonic() + period_s
@@ -171,7 +177,7 @@ class EvaluatorProcess:
 
     @ray.method(concurrency_group="control")
     def take_results(self) -> list[tuple[EvaluationResult, Weights]]:
-        """Return the evaluations finished since the last call, each with the weights that played."""
+        """Return the evaluations since the last call, each with the weights that played."""
         with self._lock:
             results, self._results = self._results, []
         return results

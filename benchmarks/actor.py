@@ -1,4 +1,4 @@
-"""One actor on one core: environments, inference, n-step, packing, against the bare parts in series."""
+"""One actor on one core, with n-step and packing, against bare environment and inference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Real transitions to measure replay with: played at epsilon 0.1 by the ordinary actor loop, kept between runs.
+"""Real transitions to measure replay with, kept between runs.
+
+The ordinary actor loop plays them at epsilon 0.1.
 
 python -m benchmarks.recording pong 200000
 """
@@ -36,7 +38,10 @@ def recording_config(game: str) -> Config:
 
 
 def recording(games: Sequence[str]) -> dict[str, list[bytes]]:
-    """Return >= TRANSITIONS packed transitions of each game, playing those that are not kept yet side by side."""
+    """Return >= TRANSITIONS packed transitions of each game.
+
+    Games that are not kept yet are played first, side by side.
+    """
     paths = {game: _FOLDER / f"{game}_{TRANSITIONS}.segments" for game in games}
     missing = [game for game, path in paths.items() if not path.exists()]
     if missing:
@@ -90,7 +95,10 @@ def _read(path: Path) -> list[bytes]:
 def decode_naively(
     packed: bytes, stack: int, frame_shape: tuple[int, ...]
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return (s_tm1, s_t) of each transition by decompressing the whole segment: the oracle of the checked batch."""
+    """Return (s_tm1, s_t) of each transition by decompressing the whole segment.
+
+    The oracle that a sampled batch is checked against.
+    """
     import lz4.block
 
     from common.packing import unpack_segment

@@ -1,4 +1,4 @@
-"""Replay through Ray: inserts, prioritised samples until they are decoded, and the memory it takes."""
+"""Replay through Ray: inserts, prioritised samples up to decoded frames, and memory."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def total_transitions(segments: list[bytes]) -> int:
 
 
 def insert(shard: RayShard, segments: list[bytes]) -> float:
-    """Push everything with a bounded window, as an actor does, and return transitions per second."""
+    """Push everything with a bounded window, as an actor does; return transitions per second."""
     pushes = _pushes(segments)
     started_s = time.perf_counter()
     window: deque[Pending[AddReply]] = deque()

@@ -15,10 +15,11 @@ class Row(NamedTuple):
     """One measured stage.
 
     Fields:
-      stage: its name, as in DESIGN's list.
+      stage: its name, as `launch.py bench --json` writes it.
       value: what we measured of ourselves.
       unit: of value and reference.
-      reference: what it is held against, measured in the same run unless `reference_what` says otherwise.
+      reference: what it is held against, measured in the same run unless `reference_what` says
+        otherwise.
       reference_what: one phrase.
       ratio: value / reference.
       settings: what to set to measure the same again.
@@ -68,8 +69,8 @@ def show(rows: Sequence[Row]) -> None:
     print(f"\n{facts['cpu']}, {facts['cores']} cores, {facts['memory_bytes'] / 2**30:.0f} GiB")
     for r in rows:
         print(
-            f"{r.stage:24} {r.value:12,.1f} {r.unit:22} ratio {r.ratio:6.2f} to {r.reference:12,.1f} "
-            f"({r.reference_what})"
+            f"{r.stage:24} {r.value:12,.1f} {r.unit:22} ratio {r.ratio:6.2f} to "
+            f"{r.reference:12,.1f} ({r.reference_what})"
         )
 
 

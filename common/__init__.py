@@ -1,1 +1,1 @@
-"""What every role shares: messages, configuration, networks and targets, schedules, what people look at."""
+"""What all roles share: messages, configuration, networks, schedules, what people look at."""

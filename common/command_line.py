@@ -74,7 +74,7 @@ class EvalCommand:
     checkpoint: Annotated[str, arg(metavar="last|best|PATH")] = "last"
     """Which weights."""
     seed: int = 10_000
-    """Seeds the games; far from any training seed."""
+    """Seeds the games and the exploration."""
     video: FlagCreatePairsOff[bool] = False
     """Also record one whole game as MP4 into the run's videos/."""
 
@@ -102,14 +102,6 @@ class BenchCommand:
     """Also save the rows and the machine as JSON."""
     seconds: float = 20.0
     """Time box of each measurement."""
-
-
-def parse_train(arguments: Sequence[str]) -> TrainCommand:
-    """Return the train command with every setting resolved; exit 2 with clear lines otherwise."""
-    command, problems = read_train(arguments)
-    if problems:
-        refuse(problems)
-    return command
 
 
 def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:

@@ -1,4 +1,7 @@
-"""lz4 blocks of consecutive frames: compressed once on the actor, decompressed once on the learner's host."""
+"""lz4 blocks of consecutive frames.
+
+They are compressed once, on the actor, and decompressed once, on the learner's host.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +22,9 @@ def compress_frames(
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Compress frames into lz4 blocks.
 
-    Neighbouring frames of a game are alike, so a block of several is much smaller than its frames one by one; but a
-    sample has to decompress whole blocks. docs/decisions.md has the measured table.
+    Neighbouring frames of a game are alike, so a block of several is much smaller than its frames
+    one by one; but a sample has to decompress whole blocks. docs/decisions.md has the measured
+    table.
 
     Args:
       frames: dtype[F, *frame_shape], F >= 1.

@@ -30,7 +30,7 @@ class EnvConfig:
     full_action_space: bool = False
     """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
     noop_max: int = 30
-    """Most random no-ops at a game's start, in emulator frames (Mnih et al. 2015, Methods: up to 30)."""
+    """Most random no-ops at a game's start, in emulator frames (Mnih et al. 2015, Methods: 30)."""
     life_loss_terminates: bool = True
     """In training, a lost life ends the value, not the game (Mnih et al. 2015, Methods)."""
     clip_rewards: bool = True
@@ -259,6 +259,7 @@ class Config:
         }
         for flag, count in counts.items():
             expect(flag, count, ">= 1", count >= 1)
+        expect("env.stack", env.stack, "<= 255, the depth a segment can hold", env.stack <= 255)
         may_be_zero = {
             "seed": self.seed,
             "env.noop-max": env.noop_max,

@@ -250,9 +250,8 @@ class Console:
           clock: seconds from any origin, never going back.
         """
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a path that ASCII cannot show ends no run
+            # A path that ASCII cannot show ends no run.
+            stream.reconfigure(errors="backslashreplace")
         self._stream = stream
         self._log_file = log_file
         self._clock = clock
@@ -265,9 +264,8 @@ class Console:
         self._plain_is_current = True
         self._log_is_current = True
         self._stream_is_lost = False
-        self._lock = (
-            threading.RLock()
-        )  # reentrant: a signal handler may note in the middle of an update
+        # Reentrant: a signal handler may note in the middle of an update.
+        self._lock = threading.RLock()
         atexit.register(self.close)
 
     def update(self, status: RunStatus) -> None:

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from common.config import AgentConfig
 from common.types import EnvironmentSpec, ObservationSpec
 
-# Largest value of a uint8 pixel: observations are scaled to [0, 1] inside the network, on the
-# device.
+# Largest value of a uint8 pixel; the network scales to [0, 1] itself, on the device.
 _PIXEL_MAX = 255.0
 # Output channels, kernel size, stride of each convolution (Mnih et al. 2015, Methods).
 _NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
@@ -29,8 +28,8 @@ class QNetwork(nn.Module):
         Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a').
 
     The streams' hidden layers are one matrix, value's rows first: the same function, but the
-    features are read once and the product is twice as large, which is worth 1 to 3 % of a learner
-    step on a CPU.
+    features are read once and the product is twice as large, which is worth 1 to 3 % of a
+    learner step of batch 512 on a CPU.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class QNetwork(nn.Module):
         """
         super().__init__()
         self._observation = observation
-        self._dueling = dueling
         self._width = hidden
         self.torso = torso
         self.hidden = nn.Linear(features, hidden * (2 if dueling else 1))

@@ -1,14 +1,14 @@
 """Segments as bytes: the same bytes travel, lie in memory and are saved.
 
-Layout, little endian: a header (see `_HEADER`), the columns of `_COLUMNS` one after the other, `block_ends`, the
-blocks, and a CRC-32 of all that. No pickle: unpacking never runs code, and a changed byte is an error.
+Layout, little endian: a header (see `_HEADER`), the columns of `_COLUMNS` one after the other,
+`block_ends`, the blocks, and a CRC-32 of all that. No pickle: unpacking never runs code, and a
+changed byte is an error.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-
 from typing import Any
 
 import numpy as np

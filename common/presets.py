@@ -76,7 +76,8 @@ PRESETS: dict[str, Preset] = {
                 batch_size=32,
                 learning_rate=0.00025,
                 rmsprop_decay=0.95,
-                optimizer_epsilon=0.01,
+                # The paper's 0.01 is for a sum over 32 rows, ours is a mean.
+                optimizer_epsilon=0.01 / 32**2,
                 max_grad_norm=None,
                 target_period_learner_steps=10_000,
             ),

@@ -178,9 +178,7 @@ class RayRun:
         # Names of segments must differ from those of the run before it was resumed.
         incarnation += plan.incarnation << 16
         if role == "actor":
-            handle = self._roles.actor.options(
-                num_cpus=self._cpus, resources=self._away
-            ).remote(
+            handle = self._roles.actor.options(num_cpus=self._cpus, resources=self._away).remote(
                 plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
             )
         else:
@@ -243,7 +241,7 @@ class RayRun:
                         f"learner or replay did not answer in {timeout_s:.0f} s"
                     ) from None
             except ray.exceptions.RayError as error:
-                raise RunEnded(_cause(error)) from error
+                raise RunEnded(cause_of(error)) from error
         return None
 
     def _supervise(self) -> None:
@@ -257,7 +255,7 @@ class RayRun:
             try:
                 ray.get(ref, timeout=_ANSWER_S)
             except ray.exceptions.RayError as error:
-                reason = _cause(error)
+                reason = cause_of(error)
             if ref == self._learner_run:
                 raise RunEnded(f"the learner died: {reason}")
             role, index = self._runs.pop(ref)
@@ -294,7 +292,7 @@ class RayRun:
                 ray.wait(runs, timeout=_SAVE_S)
             self._book(learner, shards)
         except (ray.exceptions.RayError, TimeoutError) as error:
-            self._console.note(f"could not stop in order: {_cause(error)}")
+            self._console.note(f"could not stop in order: {cause_of(error)}")
 
 
 def _cluster_resources() -> dict[str, float]:
@@ -303,7 +301,7 @@ def _cluster_resources() -> dict[str, float]:
     return resources
 
 
-def _cause(error: BaseException) -> str:
+def cause_of(error: BaseException) -> str:
     """Return the line of a Ray error that says what happened, which is its last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)

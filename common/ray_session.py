@@ -8,7 +8,7 @@ import socket
 
 import ray
 
-# Ray's object store carries compressed segments, batches and weights only; they pass through within
+# Ray's object store carries compressed segments and batches, and weights; they pass through within
 # seconds.
 _OBJECT_STORE_BYTES = 1 << 30
 
@@ -27,7 +27,8 @@ def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_ST
         raise ConnectionError(
             f"RAY_AUTH_MODE={mode}: must be token, or not set, for a Ray of the run's own"
         )
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    # Ray reads the token once per process: a second start has to use the first one's.
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray.init(
         address="local",
         include_dashboard=dashboard,

@@ -43,7 +43,7 @@ from common.types import (
     ReplayReport,
 )
 
-# Between two rows of scalars; TensorBoard reads them within DESIGN's 10 s.
+# Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0
 _RATE_WINDOW_S = 15.0
 # The training return on the console and in result.json is a mean over so many games.
@@ -115,7 +115,6 @@ class Reporter:
         self._learner_step: int | None = None
         self._agent_steps = agent_steps_before
         self._returns: deque[float] = deque(maxlen=_RETURN_GAMES)
-        self._episodes: list[EpisodeRecord] = []
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._lags: list[float] = []
         self._lag = math.nan
@@ -158,7 +157,7 @@ class Reporter:
         self._stepped.update_total(learner.learner_step)
         self._learner_step = learner.learner_step
         for shard in shards:
-            self._episodes.extend(shard.episodes)
+            self._write_games(shard.episodes)
             self._returns.extend(game.episode_return for game in shard.episodes)
             self._phases["actor"].append(shard.actor_phases)
             self._phases["replay"].append(shard.phases)
@@ -210,6 +209,17 @@ class Reporter:
             f"{result.seconds:.0f} s"
         )
 
+    def _write_games(self, episodes: Sequence[EpisodeRecord]) -> None:
+        """Write every game by itself: means are the reader's affair."""
+        for game in episodes:
+            quartile = episode_return_quartile_tag(game.ladder_position)
+            scalars = {
+                TRAIN_EPISODE_RETURN: game.episode_return,
+                quartile: game.episode_return,
+                "train/episode_agent_steps": float(game.agent_steps),
+            }
+            self._events.scalars(scalars, self.progress.frames)
+
     def _write_scalars(
         self,
         shards: Sequence[ReplayReport],
@@ -237,7 +247,6 @@ class Reporter:
             ACTORS_POLICY_LAG_LEARNER_STEPS: _mean(self._lags),
             ACTORS_EPSILON: self._mean_epsilon(self._agent_steps),
             **{restarts_tag(role): count for role, count in restarts.items()},
-            **_return_scalars(self._episodes),
         }
         for role, phases in role_shares.items():
             # A shard is idle between calls, outside all phases; the others always are in one.
@@ -245,7 +254,6 @@ class Reporter:
             for phase, share in shares(phases, all_s).items():
                 scalars[phase_share_tag(role, phase)] = share
         self._events.scalars(scalars, self.progress.frames)
-        self._episodes = []
         self._lags = []
         self._phases = {role: [] for role in self._phases}
 
@@ -261,21 +269,6 @@ def _mean(values: Collection[float]) -> float:
 def _normalized(game: str, score: float) -> float:
     normalized = human_normalized_score(game, score)
     return math.nan if normalized is None else normalized
-
-
-def _return_scalars(episodes: Sequence[EpisodeRecord]) -> dict[str, float]:
-    """Mean raw return of all games and by quarter of the ladder: 1 explores most, 4 least."""
-    scalars: dict[str, float] = {}
-    groups: dict[str, list[EpisodeRecord]] = {TRAIN_EPISODE_RETURN: list(episodes)}
-    for episode in episodes:
-        tag = episode_return_quartile_tag(episode.ladder_position)
-        groups.setdefault(tag, []).append(episode)
-    for tag, group in groups.items():
-        if group:
-            scalars[tag] = _mean([episode.episode_return for episode in group])
-    if episodes:
-        scalars["train/episode_agent_steps"] = _mean([e.agent_steps for e in episodes])
-    return scalars
 
 
 def _limiting_stage(

@@ -80,9 +80,9 @@ def exponential_epsilon(
 def van_der_corput(rank: int) -> float:
     """Return the rank-th number of the base-2 van der Corput sequence: 0, 1/2, 1/4, 3/4, 1/8, ...
 
-    The binary digits of the rank, mirrored at the point. Every stretch of the sequence covers [0,
-    1) evenly, so a run whose number of actors changes can use it as the share of the ladder, `i /
-    (N * E - 1)`, that a rank stands for.
+    The binary digits of the rank, mirrored at the point. Every stretch of the sequence covers
+    [0, 1) evenly, so a run whose number of actors changes can use it as the share of the ladder,
+    `i / (N * E - 1)`, that a rank stands for.
     """
     if rank < 0:
         raise ValueError(f"Expect `rank` >= 0, actually: {rank}")

@@ -36,8 +36,8 @@ def derive_environment_seed(run_seed: int, actor: int, envs_per_actor: int) -> i
     """Return the seed of an actor's first environment.
 
     The vector seeds its environments s, s + 1, ..., s + E - 1. All actors share one base and stand
-    E apart: no two environments of a run have the same seed, which
-    independent seeds would not promise.
+    E apart: no two environments of a run have the same seed, which independent seeds would not
+    promise.
 
     Args:
       run_seed: the run's --seed, >= 0.

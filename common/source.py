@@ -21,7 +21,8 @@ def source_hash() -> str:
         for file in sorted((ROOT / folder).glob("*.py")):
             digest.update(file.name.encode() + file.read_bytes())
     digest.update((ROOT / "launch.py").read_bytes())
-    versions = [metadata.version(name) for name in VERSIONS]
+    # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
+    versions = [metadata.version(name).partition("+")[0] for name in VERSIONS]
     digest.update(f"{sys.version_info[:2]} {versions}".encode())
     return digest.hexdigest()[:16]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-# Deaths in a row before the delay starts to double; the first restart is at once.
+# The quick death in a row from which on a restart is delayed; the first restart is at once.
 _FIRST_DELAYED_DEATH = 2
 
 
@@ -69,9 +69,9 @@ class Supervisor:
               handles[worker] = create(*worker, incarnation=supervisor.started(*worker, now))
 
     A death is QUICK if the worker lived less than `quick_death_s`. Each worker's quick deaths in a
-    row are counted: after the first it is started again at once, after the next ones with a delay
-    of 1, 2, 4, ... seconds, `max_delay_s` at most, and after `give_up_deaths` of them the run is
-    given up. A worker that lived long starts over from no deaths.
+    row are counted: after the first it is started again at once, after the second with a delay of
+    `first_delay_s`, which then doubles each time up to `max_delay_s`, and after `give_up_deaths` of
+    them the run is given up. A worker that lived long starts over from no deaths.
 
     Times are seconds of any clock that never goes back, passed in. One thread only.
     """

@@ -240,9 +240,8 @@ def _next_file(folder: Path) -> Path:
     second = int(time.time())
     for path in folder.glob(_FILE_PREFIX + "*"):
         stamp = path.name.removeprefix(_FILE_PREFIX).split(".")[0]
-        if (
-            stamp.isdigit()
-        ):  # also where the other file was written in this second, or by a clock that ran ahead
+        # Also where the other file was written in this second, or by a clock that ran ahead.
+        if stamp.isdigit():
             second = max(second, int(stamp) + 1)
     return folder / f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
 

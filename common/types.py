@@ -1,8 +1,8 @@
 """Every message that crosses a process, and the specs both sides must agree on.
 
-Messages are immutable NamedTuples of few large numpy arrays (struct of arrays): cheap to pickle, nothing optional,
-no torch tensors, no handles. Letters in shapes: E environments, B rows of a batch, T transitions, F frames,
-k frames in a stacked observation, A actions.
+Messages are immutable NamedTuples of few large numpy arrays (struct of arrays): cheap to pickle,
+nothing optional, no torch tensors, no handles. Letters in shapes: E environments, B rows of a
+batch, T transitions, F frames, k frames in a stacked observation, A actions, G games.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ class ObservationSpec(NamedTuple):
 
     Fields:
       frame_shape: shape of one frame, e.g. (84, 84) or (4,).
-      dtype: numpy dtype name, "uint8" (scaled by 1/255 inside the network) or "float32" (used as it is).
+      dtype: numpy dtype name, "uint8" (scaled by 1/255 inside the network) or "float32" (used as it
+        is).
       stack: k, frames in an observation; its full shape is (k, *frame_shape).
     """
 
@@ -45,7 +46,8 @@ class EnvironmentSpec(NamedTuple):
       observation: see ObservationSpec.
       num_actions: A.
       action_repeat_frames: emulator frames one agent step takes (4 on Atari, 1 elsewhere).
-      protocol: one sentence for the console that says what the id means (sticky actions, action set, life signal).
+      protocol: one sentence for the console that says what the id means (sticky actions, action
+        set, life signal).
     """
 
     name: str
@@ -59,12 +61,17 @@ class TimeSteps(NamedTuple):
     """What E environments answered to one `reset` or `step`.
 
     Fields:
-      observation: dtype[E, k, *frame_shape], the stacks to act on next; zero-padded at a game's start.
+      observation: dtype[E, k, *frame_shape], the stacks to act on next; zero-padded at a game's
+        start.
       reward: float32[E], raw (never clipped); 0 where `first`.
-      terminated: bool[E], the learning signal: no value follows (game over or, if so configured, a life lost).
-      truncated: bool[E], the game was cut at its time limit; the observation is its last and may be bootstrapped from.
-      first: bool[E], the observation opens a new game: the action sent was ignored and no transition leads here.
-      game_over: bool[E], the game ended here (terminated for good, or truncated); the next timestep is `first`.
+      terminated: bool[E], the learning signal: no value follows (game over or, if so configured, a
+        life lost).
+      truncated: bool[E], the game was cut at its time limit; the observation is its last and may be
+        bootstrapped from.
+      first: bool[E], the observation opens a new game: the action sent was ignored and no
+        transition leads here.
+      game_over: bool[E], the game ended here (terminated for good, or truncated); the next timestep
+        is `first`.
     """
 
     observation: NDArray[Any]
@@ -76,7 +83,9 @@ class TimeSteps(NamedTuple):
 
 
 class WeightsVersion(NamedTuple):
-    """Names the weights that acted. Orders by learner incarnation, then step, since a restarted learner goes back.
+    """Names the weights that acted.
+
+    Orders by learner incarnation, then step, since a restarted learner goes back.
 
     Fields:
       incarnation: how many times the run's learner was started before this one.
@@ -92,7 +101,8 @@ class Weights(NamedTuple):
 
     Fields:
       version: see WeightsVersion.
-      buffer: uint8[P], every parameter and buffer of the network back to back (common.networks.flatten_state).
+      buffer: uint8[P], every parameter and buffer of the network back to back
+        (common.networks.flatten_state).
       agent_steps: agent steps of the whole run that replay had accepted when they were published.
     """
 
@@ -116,24 +126,29 @@ class SegmentName(NamedTuple):
 
 
 class Segment(NamedTuple):
-    """A stretch of one environment's stream: F consecutive frames, each once, and the T transitions that live in them.
+    """A stretch of one environment's stream: F consecutive frames and T transitions in them.
 
-    Immutable: the unit of pushing, storing, evicting and saving.
+    Each frame is there once. Immutable: the unit of pushing, storing and evicting.
 
     Fields:
       name: see SegmentName.
-      blocks: uint8[...], lz4 blocks of `frames_per_block` consecutive frames (the last may hold fewer), back to back.
+      blocks: uint8[...], lz4 blocks of `frames_per_block` consecutive frames (the last may hold
+        fewer), back to back.
       block_ends: int64[ceil(F / frames_per_block)], end offset of each block in `blocks`.
       num_frames: F.
       frames_per_block: frames in every block but the last.
-      newest_tm1: int32[T], index of the newest frame of s_tm1; s_tm1 is the k frames that end there.
+      newest_tm1: int32[T], index of the newest frame of s_tm1; s_tm1 is the k frames that end
+        there.
       newest_t: int32[T], the same for s_t.
-      depth_tm1: uint8[T], how many of those k frames belong to this game; the rest (the oldest) are zero padding.
+      depth_tm1: uint8[T], how many of those k frames belong to this game; the rest (the oldest) are
+        zero padding.
       depth_t: uint8[T], the same for s_t.
       a_tm1: int32[T].
       r_t: float32[T], n-step return; each reward was clipped (if so configured) before summing.
-      discount_t: float32[T], gamma to the steps really taken; 0 exactly where the game or life TERMINATED.
-      priority: float32[T], |n-step TD error| from the actor's own Q-values, before the exponent; 1 if replay is uniform.
+      discount_t: float32[T], gamma to the steps really taken; 0 exactly where the game or life
+        TERMINATED.
+      priority: float32[T], |n-step TD error| from the actor's own Q-values, before the exponent; 1
+        if replay is uniform.
       weights_version: int64[T, 2], WeightsVersion whose weights chose a_tm1.
     """
 
@@ -165,7 +180,8 @@ class EpisodeRecord(NamedTuple):
       episode_return: sum of raw rewards over the whole game (all lives).
       agent_steps: its length.
       epsilon: exploration rate of the environment that played it, when it ended.
-      ladder_position: float in [0, 1), where that environment stands on the ladder; quartiles are cut from it.
+      ladder_position: float in [0, 1), where that environment stands on the ladder; quartiles are
+        cut from it.
     """
 
     episode_return: float
@@ -190,8 +206,8 @@ class Push(NamedTuple):
     Fields:
       segments: packed segments (common.packing.pack_segment).
       transitions: how many transitions they hold.
-      episodes: games that ended since the last accepted push.
-      phases: wall time by phase since the last accepted push.
+      episodes: games that ended since the push before.
+      phases: wall time by phase since the push before.
     """
 
     segments: tuple[bytes, ...]
@@ -205,7 +221,8 @@ class AddReply(NamedTuple):
 
     Fields:
       accepted: False means "not yet": nothing was stored, push the same again later.
-      duplicate_segments: segments of it that were stored before (a retry) and were not stored again.
+      duplicate_segments: segments of it that were stored before (a retry) and were not stored
+        again.
     """
 
     accepted: bool
@@ -213,7 +230,9 @@ class AddReply(NamedTuple):
 
 
 class RunCounts(NamedTuple):
-    """What the learner's client knows of the whole run; rides on each request so that every shard's limiter knows it.
+    """What the learner's client knows of the whole run.
+
+    Rides on each request, so that every shard's limiter knows it.
 
     Fields:
       samples: transitions sampled over all shards.
@@ -322,8 +341,8 @@ class ReplayReport(NamedTuple):
       stale_priority_updates: priorities that came for evicted ids and were dropped, ever.
       duplicate_segments: segments pushed twice and inserted once, ever.
       refused_pushes: pushes answered "not yet", ever.
-      policy_lag_learner_steps: mean over the segments since the last report, learner step minus the acting version's;
-        NaN when there were none.
+      policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
+        acting version's; NaN when there were none.
       actors: indices of the actors whose segments came since the last report.
       episodes: games that ended since the last report.
       actor_phases: wall time of all actors by phase since the last report.
@@ -353,7 +372,8 @@ class LearnerReport(NamedTuple):
       learner_step: gradient updates done, over all incarnations.
       samples: transitions trained on, over all incarnations.
       agent_steps: agent steps of the run that replay had accepted at the last sample.
-      td_loss: importance-weighted mean loss over the steps since the last report, NaN when there were none.
+      td_loss: importance-weighted mean loss over the steps since the last report, NaN when there
+        were none.
       q_mean: mean Q(s_tm1, a_tm1) of the same steps.
       grad_norm: mean gradient norm of the same steps, before clipping.
       phases: wall time by phase since the last report.

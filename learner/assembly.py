@@ -1,4 +1,4 @@
-"""Builds the learner's cores from the configuration: the same objects for Ray and for `--serial`."""
+"""Builds the learner's cores from the configuration: the same for Ray and for `--serial`."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ class Learner:
         """Return the fields of StepResult and change the weights; all of this gets compiled."""
         with torch.no_grad():
             q_t_value = self._target(s_t)
-            # Not in one pass with s_tm1: the backward pass would then run over these rows for
+            # Not in one pass with s_tm1: the backward pass would then run over these rows too, for
             # nothing.
             q_t_selector = self._network(s_t) if self._double else q_t_value
             target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
@@ -331,10 +331,9 @@ def tune_allocator() -> bool:
     """Make malloc keep big blocks; return False where malloc is not glibc's.
 
     A step on the CPU allocates hundreds of megabytes of temporaries, and by default each is mapped,
-    zeroed page by page
-    and unmapped again: compiled steps of batch 512 went from 1,280 to 1,600 samples/s on two cores
-      with this. The process
-    then never shrinks, so the learner's process calls it, at its start, and nothing does at import.
+    zeroed page by page and unmapped again: plain compiled steps of batch 512 went from 1,280 to
+    1,600 samples/s on two cores with this. The process then never shrinks, so the learner's process
+    calls it, at its start, and nothing does at import.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):

@@ -35,8 +35,8 @@ class LearnerLoop:
         loop.publish()                               # before anything acts
         while not done: loop.run_step(timeout_s)     # False: replay had nothing yet
 
-    Priorities of a step leave once the next step is launched, so a CUDA device never waits for them.
-    One thread only.
+    Priorities of a step leave once the next step is launched, so a CUDA device never waits for
+    them. One thread only.
     """
 
     def __init__(
@@ -134,10 +134,13 @@ class LearnerLoop:
             self._send_priorities(PriorityUpdate(ids, priority.numpy()))
 
     def report(self, last_checkpoint: str) -> LearnerReport:
-        """Return what happened since the last report. Waits for the device, so call it about once a second.
+        """Return what happened since the last report.
+
+        Waits for the device, so call it about once a second.
 
         Raises:
-          FloatingPointError: the loss or the gradient is no longer finite; training on would be worthless.
+          FloatingPointError: the loss or the gradient is no longer finite; training on would be
+            worthless.
         """
         steps = self._steps_since_report
         means = (self._sums / steps).tolist() if steps else [math.nan] * 3
@@ -147,7 +150,8 @@ class LearnerLoop:
             loss, q_mean, grad_norm = means
             raise FloatingPointError(
                 f"Expect finite numbers from the learner, actually at learner step "
-                f"{self._learner.learner_step}: loss {loss}, mean Q {q_mean}, gradient norm {grad_norm}"
+                f"{self._learner.learner_step}: loss {loss}, mean Q {q_mean}, gradient norm "
+                f"{grad_norm}"
             )
         return LearnerReport(
             version=self.version,
@@ -163,7 +167,7 @@ class LearnerLoop:
 
 
 def _copy_to_host(priority: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:
-    """Start copying to pinned memory; the event says when it is done (None: it is there already)."""
+    """Start copying to pinned memory; the event says when it is done (None: it is already)."""
     if priority.device.type != "cuda":
         return priority, None
     host = torch.empty(priority.shape, dtype=priority.dtype, pin_memory=True)

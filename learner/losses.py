@@ -37,9 +37,8 @@ def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
     """Return float32[], sum(weight * loss) / B (Schaul et al. 2016, algorithm 1).
 
     Divided by the rows and not by the sum of the weights, so that small weights do make small
-    steps. Weights multiply
-    the loss, after any clipping of errors inside it, and nothing else: priorities are |td| as it
-      is.
+    steps. Weights multiply the loss, after any clipping of errors inside it, and nothing else:
+    priorities are |td| as it is.
 
     Args:
       loss: float32[B].

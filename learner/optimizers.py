@@ -75,10 +75,9 @@ class CenteredRmsProp:
 
         p -= lr * g / sqrt(mean g^2 - (mean g)^2 + epsilon)
 
-    Epsilon stands under the root, as in the DQN papers, whose values of it the presets quote: in
-    Mnih et al. 2015's Lua code, in TensorFlow's RMSProp of Ape-X and in dqn_zoo. torch.optim adds
-    it after the root. 1.5e-7 means a denominator of at least 3.9e-4 here and of at least 1.5e-7
-    there.
+    Epsilon stands under the root, as in Graves and in TensorFlow's ApplyCenteredRMSProp, which DQN
+    papers' values of it stem from; torch.optim adds it after the root. 1.5e-7 means a denominator
+    of at least 3.9e-4 here and of at least 1.5e-7 there.
     """
 
     def __init__(

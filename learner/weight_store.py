@@ -15,7 +15,8 @@ class LatestWeights(NamedTuple):
     Fields:
       version: of the newest weights, None before the first.
       agent_steps: agent steps of the whole run when they were published.
-      buffer: [ObjectRef of uint8[P]]; in a list so that Ray passes the reference on; empty before the first.
+      buffer: [ObjectRef of uint8[P]]; in a list so that Ray passes the reference on; empty before
+        the first.
     """
 
     version: WeightsVersion | None

@@ -1,1 +1,1 @@
-"""The processes that remember: segments, priorities, the rate limiter, and the client that talks to them."""
+"""The processes that remember: segments, priorities, the rate limiter; and their clients."""

@@ -59,7 +59,7 @@ def make_shard(
 def make_sampler(
     config: Config, spec: EnvironmentSpec, *, shards: Sequence[ShardHandle], in_flight: int
 ) -> ReplaySampler:
-    """Return the learner's sampler over `shards`, with at most `in_flight` batches asked for ahead."""
+    """Return the learner's sampler over `shards`; it asks for `in_flight` batches ahead."""
     return ReplaySampler(
         shards=shards,
         batch_size=config.learner.batch_size,

@@ -38,7 +38,10 @@ class RayPending:
 
 
 class RayShard:
-    """A shard in a Ray process. Large arguments go to the object store once, however often they are offered."""
+    """A shard in a Ray process.
+
+    A push goes to the object store once, however often it is offered.
+    """
 
     def __init__(self, server: Any, index: int) -> None:
         """Talk to `server`, the actor handle of replay shard `index`."""

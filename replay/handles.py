@@ -19,7 +19,11 @@ class Pending(Protocol[T_co]):
         ...
 
     def result(self) -> T_co:
-        """Return the answer, or raise what went wrong; TimeoutError when the shard does not answer at all."""
+        """Return the answer, or raise what went wrong.
+
+        Raises:
+          TimeoutError: the shard does not answer at all.
+        """
         ...
 
 

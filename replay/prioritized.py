@@ -1,4 +1,4 @@
-"""Prioritised replay over compressed segments (Schaul et al. 2016); uniform is the case alpha = 0."""
+"""Prioritised replay over compressed segments (Schaul et al. 2016); alpha = 0 is uniform."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ _PRIORITY_EPSILON = 1e-6
 
 
 class PrioritizedReplay:
-    """Stores segments and draws transitions i with probability p_i = (|td_i| + 1e-6)^alpha / sum_j (|td_j| + 1e-6)^alpha.
+    """Stores segments and draws transitions in proportion to a power of their priority.
 
-    Schaul et al. 2016, equation 1. Draws are stratified: the total mass is cut into as many equal parts as rows are
-    asked for, and one row is drawn from each (ibid., section 3.3). Not thread-safe.
+        p_i = (|td_i| + 1e-6)^alpha / sum_j (|td_j| + 1e-6)^alpha
+
+    (Schaul et al. 2016, equation 1). Draws are stratified: the total mass is cut into as many equal
+    parts as rows are asked for, and one row is drawn from each (ibid., section 3.3). Not
+    thread-safe.
     """
 
     def __init__(
@@ -117,14 +120,14 @@ class PrioritizedReplay:
         )
 
     def check_valid(self) -> None:
-        """Raise AssertionError unless tree and storage agree: mass on the live slots and nowhere else."""
+        """Raise AssertionError unless there is mass on the live slots and nowhere else."""
         self._storage.check_valid()
         self._tree.check_valid()
         live = np.zeros(self._tree.capacity, np.bool_)
         positions = np.arange(self._storage.evicted, self._storage.inserted)
         live[positions % self._tree.capacity] = True
         has_mass = self._tree.get(np.arange(self._tree.capacity)) > 0.0
-        assert np.array_equal(has_mass, live), "mass lies on a dead slot or is missing on a live one"
+        assert np.array_equal(has_mass, live), "mass on a dead slot, or none on a live one"
 
     def _draw(self, num: int) -> NDArray[np.int64]:
         if num == 0:

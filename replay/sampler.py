@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-
 from typing import Any
 
 import numpy as np
@@ -38,9 +37,15 @@ def importance_weights(
 def split_rows(
     rows: int, masses: NDArray[np.float64], rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Return int64[K], how many of a batch's rows to draw from each shard: on average rows * mass / total.
+    """Return int64[K], how many of a batch's rows to draw from each shard.
 
-    The whole parts are fixed and only the remainder is drawn, which keeps the split's variance below one row.
+    On average rows * mass / total. The whole parts are fixed and only the remainder is drawn, which
+    leaves the split little variance.
+
+    Args:
+      rows: of the batch.
+      masses: float64[K], mass of each shard; one at least is > 0.
+      rng: draws the remainder.
     """
     exact = rows * masses / masses.sum()
     split: NDArray[np.int64] = np.floor(exact).astype(np.int64)
@@ -59,9 +64,10 @@ class ReplaySampler:
         batch = sampler.fetch()      # None: not yet
         ... learn ...; updater.update(batch.ids, priority)
 
-    Rows are asked of each shard in proportion to its mass, and p is the probability with which a row was really
-    drawn: (rows asked of its shard / batch) * (its share of the shard's mass). It counts every sample itself and sums
-    the inserts from the shards' replies, which may lag: then it samples a little later, never too early.
+    Rows are asked of each shard in proportion to its mass, and p is the probability with which a
+    row was really drawn: (rows asked of its shard / batch) * (its share of the shard's mass). It
+    counts every sample itself and sums the inserts from the shards' replies, which may lag: then it
+    samples a little later, never too early.
 
     `fetch` belongs to one thread; the counters may be read from any.
     """
@@ -125,8 +131,11 @@ class ReplaySampler:
         """Return the next batch, or None when the limiter or an empty replay says "not yet"."""
         self._request()
         if not self._requests:
-            self._poll()
+            self._poll(_POLL_S)
             return None
+        if not all(counts.transitions for counts in self._counts):
+            # A shard that was empty is asked for no rows, so no reply would tell that it filled.
+            self._poll(0.0)
         replies = []
         for shard, rows, pending in self._requests.popleft():
             reply = pending.result()
@@ -153,14 +162,17 @@ class ReplaySampler:
                 ]
             )
 
-    def _poll(self) -> None:
-        """Ask the shards for their counts, which also tells them the run's, and wait a moment for an answer."""
+    def _poll(self, timeout_s: float) -> None:
+        """Ask the shards for their counts, which also tells them the run's.
+
+        Wait at most so long for an answer; those that come later are taken in by the next call.
+        """
         if not self._polls:
             self._polls = [
                 (shard, handle.counts(self._run_counts(shard)))
                 for shard, handle in enumerate(self._shards)
             ]
-        self._polls[0][1].wait(_POLL_S)
+        self._polls[0][1].wait(timeout_s)
         waiting = []
         for shard, pending in self._polls:
             if pending.wait(0.0):
@@ -200,7 +212,8 @@ def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
 class PriorityUpdater:
     """Sends new priorities to the shards that own the rows and never waits.
 
-    Updates are hints: when `window` are under way the newest is dropped and counted. One thread only.
+    Updates are hints: when `window` are under way the newest is dropped and counted. One thread
+    only.
     """
 
     def __init__(self, *, shards: Sequence[ShardHandle], window: int) -> None:

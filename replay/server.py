@@ -1,6 +1,7 @@
 """RAY SHELL: a replay shard in a process of its own.
 
-Segments arrive as `bytes`, which Ray copies out of its object store on arrival: nothing kept here pins the store.
+Segments arrive as `bytes`, which Ray copies out of its object store on arrival: nothing kept here
+pins the store.
 """
 
 from __future__ import annotations

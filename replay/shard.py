@@ -1,4 +1,4 @@
-"""One replay shard as a plain object: the replay, its side of the rate limiter, and what the driver wants to know."""
+"""One replay shard as a plain object: replay, its side of the rate limiter, and its report."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from replay.rate_limiter import RateLimiter
 class ReplayShard:
     """Answers actors, the learner and the driver; never waits.
 
-    A push that would get too far ahead of the learner is answered "not yet" (`accepted=False`); waiting is the
-    client's affair. What the other shards hold is known from the learner's last request. Not thread-safe: one Ray
-    actor thread, or the serial scheduler, calls it.
+    A push that would get too far ahead of the learner is answered "not yet" (`accepted=False`);
+    waiting is the client's affair. What the other shards hold is known from the learner's last
+    request. Not thread-safe: one Ray actor thread, or the serial scheduler, calls it.
     """
 
     def __init__(self, *, replay: PrioritizedReplay, limiter: RateLimiter) -> None:

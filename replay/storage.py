@@ -1,4 +1,4 @@
-"""FIFO of segments: ids, slots and bytes. Knows nothing of priorities or of reinforcement learning."""
+"""FIFO of segments: ids, slots and bytes. Draws nothing and weighs nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from common.packing import check_segment, unpack_segment
 from common.types import SegmentName
 
-# An insertion id: shard in the top 7 bits, the shard's incarnation in 16, position in the shard's stream in 40.
+# An insertion id, from below the sign bit on: 7 bits of shard, 16 of the shard's incarnation, 40 of
+# the position in the shard's stream.
 _POSITION_BITS = 40
 _INCARNATION_BITS = 16
 _POSITION_MASK = (1 << _POSITION_BITS) - 1
@@ -20,8 +21,8 @@ MAX_SHARDS = 1 << 7
 # How many segment names back a repeated push is recognised.
 _REMEMBERED_NAMES = 65_536
 
-# One live transition. The frames it needs are whole blocks: bytes start..stop of its segment, and its indices count
-# from the first of those frames.
+# One live transition. The frames it needs are `num_blocks` whole blocks of its segment from
+# `first_block` on, and `newest_tm1` and `newest_t` count from the first of those frames.
 ROW = np.dtype(
     [
         ("id", np.int64),
@@ -50,7 +51,8 @@ class StoredSegment(NamedTuple):
     Fields:
       packed: the bytes that came in.
       blocks_start: where its blocks begin in `packed`.
-      block_bounds: int64[blocks + 1], offsets of the blocks' bounds within the blocks, from 0 to their end.
+      block_bounds: int64[blocks + 1], offsets of the blocks' bounds within the blocks, from 0 to
+        their end.
       num_frames: F.
       frames_per_block: frames in every block but the last.
       num_transitions: T.
@@ -83,10 +85,11 @@ class Added(NamedTuple):
 
 
 class SegmentStorage:
-    """Holds the newest segments, bounded by transitions and by bytes; whole segments leave, oldest first (FIFO).
+    """Holds the newest segments, bounded by transitions and by bytes.
 
-    A transition's slot is its position in the stream modulo the capacity; its id is its position with the shard's
-    name in front, so an id is never reused and a stale one is recognised. Not thread-safe.
+    Whole segments leave, oldest first (FIFO). A transition's slot is its position in the stream
+    modulo the capacity; its id is its position with the shard's index and incarnation in front, so
+    an id is never reused and a stale one is recognised. Not thread-safe.
     """
 
     def __init__(

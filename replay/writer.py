@@ -33,8 +33,8 @@ class ReplayWriter:
         while not writer.has_room(): writer.wait(0.1)
 
     A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands
-    still here. One call of `push` opens up to one for each shard, the last of them beyond the window
-    perhaps. One thread only.
+    still here. One call of `push` opens up to one for each shard, perhaps more than the window has
+    room for. One thread only.
     """
 
     def __init__(

@@ -189,7 +189,7 @@ class RecordingEnvironments:
         self._environments.close()
 
     def _record(self, timesteps: TimeSteps) -> TimeSteps:
-        self.timesteps.append(TimeSteps(*(field.copy() for field in timesteps)))
+        self.timesteps.append(TimeSteps._make(field.copy() for field in timesteps))
         return timesteps
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,20 @@ from common.command_line import (
     parse_bench,
     parse_eval,
     parse_plot,
-    parse_train,
     read_train,
     refuse,
 )
 from common.config import Config, save_file, to_dict
 from common.presets import PRESETS
 from common.run_folder import RunFolder
+
+
+def parse_train(arguments: Sequence[str]) -> TrainCommand:
+    """Read the command as `launch.py` does and refuse what it cannot run."""
+    command, problems = read_train(arguments)
+    if problems:
+        refuse(problems)
+    return command
 
 
 def value_of(command: TrainCommand, name: str) -> Any:
@@ -356,7 +363,9 @@ def test_missing_file_is_named_beside_the_other_problems(
 def test_unknown_or_malformed_flag_is_named(
     refused: Callable[..., list[str]], arguments: str, said: str
 ) -> None:
-    assert said in " ".join(refused(*arguments.split()))
+    message = " ".join(refused(*arguments.split()))
+    assert said in message
+    assert "launch.py --help" in message
 
 
 # --- resume ------------------------------------------------------------------------------------

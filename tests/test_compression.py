@@ -16,7 +16,7 @@ def decompress_all(
     start = 0
     for block, end in enumerate(block_ends.tolist()):
         frames = min(frames_per_block, num_frames - block * frames_per_block)
-        raw += decompress_block(memoryview(blocks)[start:end], frames * frame_bytes)
+        raw += decompress_block(blocks.data[start:end], frames * frame_bytes)
         start = end
     return raw
 
@@ -35,7 +35,7 @@ def test_last_block_holds_what_is_left() -> None:
     assert ends.dtype == np.int64
     assert len(ends) == 3
     assert ends[-1] == len(blocks)
-    last = decompress_block(memoryview(blocks)[ends[1] :], (10 - 2 * 4) * 6)
+    last = decompress_block(blocks.data[int(ends[1]) :], (10 - 2 * 4) * 6)
     assert last == frames[8:].tobytes()
 
 
@@ -88,7 +88,7 @@ def test_no_frames_are_refused() -> None:
 def test_block_of_another_size_is_refused(wrong: int) -> None:
     blocks, _ = compress_frames(np.ones((4, 2, 3), np.uint8), 4)
     with pytest.raises(ValueError, match=f"Expect an lz4 block of {wrong} bytes, actually: "):
-        decompress_block(memoryview(blocks), wrong)
+        decompress_block(blocks.data, wrong)
 
 
 def test_corrupt_block_is_refused() -> None:

@@ -240,9 +240,11 @@ def test_segment_without_frames_or_transitions_is_an_error() -> None:
     }
     with pytest.raises(PackingError, match="Expect at least one transition"):
         check_segment(segment._replace(**rows), SPEC.stack)
-    nothing = {"num_frames": 0, "blocks": segment.blocks[:0], "block_ends": segment.block_ends[:0]}
+    nothing = segment._replace(
+        num_frames=0, blocks=segment.blocks[:0], block_ends=segment.block_ends[:0]
+    )
     with pytest.raises(PackingError, match="Expect at least one frame"):
-        check_segment(segment._replace(**nothing), SPEC.stack)
+        check_segment(nothing, SPEC.stack)
 
 
 def test_packing_error_is_a_value_error() -> None:

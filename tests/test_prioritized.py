@@ -106,7 +106,7 @@ def test_rows_are_drawn_as_often_as_their_probability_says(alpha: float, num: in
     priority[0], priority[20] = 6.0, 0.0
     mass = (np.array(priority) + 1e-6) ** alpha
     p = mass / mass.sum()
-    calls = 20_000 // num
+    calls = min(20_000 // num, 6000)
     drawn = np.zeros(24)
     for _ in range(calls):
         reply = replay.sample(num)
@@ -202,7 +202,7 @@ def test_trap_priority_that_is_no_number_is_refused_and_changes_nothing(bad: flo
 
 def test_trap_total_does_not_drift() -> None:
     replay = make_replay(capacity=30, alpha=1.0)
-    naive = {}
+    naive: dict[int, float] = {}
     rng = np.random.default_rng(0)
     for sequence in range(100):
         priority = (10.0 ** rng.uniform(-4, 6, 6)).astype(np.float32)
@@ -249,10 +249,10 @@ def test_check_valid_finds_mass_on_a_dead_slot_and_none_on_a_live_one() -> None:
     replay = make_replay(alpha=1.0)
     fill(replay, [[1.0] * 5])
     replay._tree.set(np.array([7]), np.array([1.0]))
-    with pytest.raises(AssertionError, match="mass lies on a dead slot"):
+    with pytest.raises(AssertionError, match="mass on a dead slot"):
         replay.check_valid()
     replay._tree.set(np.array([7, 2]), np.array([0.0, 0.0]))
-    with pytest.raises(AssertionError, match="or is missing on a live one"):
+    with pytest.raises(AssertionError, match="or none on a live one"):
         replay.check_valid()
 
 

@@ -8,6 +8,7 @@ import pytest
 from fakes import (
     NO_LIMIT,
     NO_PHASES,
+    NOTHING_RUN,
     SPEC,
     FakeClock,
     LateShard,
@@ -197,7 +198,7 @@ PRIORITIES = {
 
 def joint_probability(priorities: Sequence[Sequence[float]], alpha: float) -> list[NDArray]:
     """Return what one big replay would give each row: its mass over the mass of all shards."""
-    masses = [(np.float32(mine).astype(float) + 1e-6) ** alpha for mine in priorities]
+    masses = [(np.array(mine, np.float32) + np.float64(1e-6)) ** alpha for mine in priorities]
     total = sum(mass.sum() for mass in masses)
     return [mass / total for mass in masses]
 
@@ -225,7 +226,7 @@ def test_weights_are_the_closed_form_of_the_probability_really_drawn_with(
 ) -> None:
     priorities = PRIORITIES[shards]
     alpha = 0.6
-    masses = [(np.float32(mine).astype(float) + 1e-6) ** alpha for mine in priorities]
+    masses = [(np.array(mine, np.float32) + np.float64(1e-6)) ** alpha for mine in priorities]
     rows = sum(len(mine) for mine in priorities)
     sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=13, beta=beta)
     for _ in range(50):
@@ -290,6 +291,27 @@ def test_empty_shard_is_asked_for_nothing() -> None:
     fetch(sampler)
     assert wires[0].count("sample") >= 1
     assert wires[1].count("sample") == 0
+
+
+@pytest.mark.parametrize("wire", [LocalShard, LateShard])
+def test_shard_that_was_empty_at_first_is_sampled_once_it_fills(wire: Any) -> None:
+    """Without a ratio the sampler never stands still, which is when it polls otherwise."""
+    cores = filled([[1.0] * 8, []])
+    wires = [wire(core) for core in cores]
+    sampler = make_sampler(wires, batch_size=8, in_flight=2)
+    found: set[int] = set()
+    for step in range(12):
+        if step == 5:
+            cores[1].add(make_push(make_segment(transitions=8)))
+        batch = sampler.fetch()
+        for one in wires:
+            if isinstance(one, LateShard):
+                one.deliver_all()
+        if batch is not None:
+            found |= set(shard_of(batch.ids).tolist())
+        assert step > 5 or found <= {0}
+    assert found == {0, 1}
+    assert sampler.inserts == 16
 
 
 def test_shard_that_lost_its_rows_is_an_error() -> None:
@@ -384,10 +406,11 @@ def test_sampler_of_the_configuration_is_wired() -> None:
     assert batch.s_t.shape == (10, *SPEC.shape)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "in_flight"])
-def test_nothing_to_fetch_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"Expect `{name}` >= 1, actually: 0"):
-        make_sampler([], **{name: 0})
+def test_nothing_to_fetch_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expect `batch_size` >= 1, actually: 0"):
+        make_sampler([], batch_size=0)
+    with pytest.raises(ValueError, match="Expect `in_flight` >= 1, actually: 0"):
+        make_sampler([], in_flight=0)
 
 
 # --- trap 4: deadlock -----------------------------------------------------------------------------
@@ -533,7 +556,7 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
     new = np.arange(16, dtype=np.float32)
     PriorityUpdater(shards=handles(cores), window=4).update(PriorityUpdate(batch.ids, new))
     # All 16 rows were drawn once each: whatever the order, the masses add up to these.
-    total = sum(core.counts((0, 0, 0)).mass for core in cores)  # type: ignore[arg-type]
+    total = sum(core.counts(NOTHING_RUN).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
     assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
 

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from fakes import LateShard, make_push, make_segment, make_shard
+from fakes import LatePending, LateShard, make_push, make_segment, make_shard
 from shard_contract import CONFIG, START, Connect, ShardHandleContract, connect_local
 
 from common.packing import PackingError
@@ -33,7 +33,7 @@ class TestLateShard(ShardHandleContract):
 class WaitingShard(LateShard):
     """A late shard that serves what is asked when one looks for the answer."""
 
-    def _call(self, method: str, *arguments: object):  # type: ignore[no-untyped-def]
+    def _call(self, method: str, *arguments: object) -> LatePending:
         pending = super()._call(method, *arguments)
         self.deliver_all()
         return pending

@@ -87,6 +87,15 @@ def test_other_version_of_a_main_package_changes_the_hash(
     assert source_hash() != before
 
 
+def test_build_of_a_package_does_not_count(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
+    hashes = []
+    for version in ("2.13.0", "2.13.0+cpu"):
+        monkeypatch.setattr(metadata, "version", lambda name, version=version: version)
+        hashes.append(source_hash())
+    assert hashes[0] == hashes[1]
+
+
 def test_other_minor_version_of_python_changes_the_hash(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

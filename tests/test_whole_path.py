@@ -1,6 +1,6 @@
-"""Environment -> actor -> bytes -> shards -> sampler -> decoder: what comes out is what the actor saw.
+"""Environment, actor, bytes, shards, sampler, decoder: what comes out is what the actor saw.
 
-`connect` says where the shards live; a further connector of shard_contract.Connect is one more parameter.
+`connect` says where the shards live; another shard_contract.Connect is one more parameter.
 """
 
 from __future__ import annotations
@@ -202,7 +202,7 @@ def test_every_transition_comes_out_bit_for_bit_as_it_was_seen(
         path.writer.wait(1.0)
         path.writer.has_room()
     while path.sampler.inserts < len(played.seen):  # otherwise the split would know too little
-        path.sampler._poll()
+        path.sampler._poll(1.0)
     batch = fetch(path)
     assert batch.s_tm1.dtype == batch.s_t.dtype == played.timesteps[0].observation.dtype
     assert batch.s_tm1.shape[1:] == played.spec.observation.shape
@@ -218,7 +218,7 @@ def test_every_row_stays_right_while_segments_come_and_go(
     config = dataclasses.replace(
         config,
         replay=dataclasses.replace(config.replay, capacity=120, priority_exponent=0.6),
-        learner=dataclasses.replace(config.learner, batch_size=16),
+        learner=dataclasses.replace(config.learner, batch_size=32),
     )
     path = make_path(connect, config, played.spec)
     rng = np.random.default_rng(0)
@@ -228,14 +228,14 @@ def test_every_row_stays_right_while_segments_come_and_go(
         push(path, segments)
         batch = fetch(path)
         assert seen.issuperset(keys_of(batch))
-        path.updater.update(PriorityUpdate(batch.ids, rng.exponential(1.0, 16).astype(np.float32)))
+        path.updater.update(PriorityUpdate(batch.ids, rng.exponential(1.0, 32).astype(np.float32)))
         ids.update(batch.ids.tolist())
-    assert len(ids) > 0.5 * len(played.seen)
+    assert len(ids) > 0.6 * len(played.seen)
     assert path.sampler.inserts > 2 * 120 >= 2 * path.sampler.size, "segments were evicted"
 
 
 def test_games_hold_the_edges_that_these_tests_are_about(played: Played) -> None:
-    """Padding at a start, a lost life or a termination, and a cut game, lest the rest prove nothing."""
+    """Starts, lost lives, ends and cut games, lest the rest prove nothing."""
     atari = played.spec.action_repeat_frames == 4
     flags = [
         np.array([getattr(timesteps, field) for timesteps in played.timesteps])

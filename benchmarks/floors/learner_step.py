@@ -1,8 +1,8 @@
 """Floor of the learner step: what plain PyTorch reaches, without any of this project's code.
 
 A compiled, channels-last, double-DQN step of the dueling Nature CNN with fused Adam, on tensors
-that are already in place: no replay, no importance of rows, no clipping, no copies. Run it as a
-  script: it prints samples/s.
+that are already in place: no replay, no importance weights, no clipping, no copies. Run it as a
+script: it prints samples/s.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def make_step(batch_size: int, num_actions: int) -> tuple[Callable[[], None], Ca
     """Return a function that takes one step and one that waits for it, to measure them in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last
-    online = DuelingNatureCnn(num_actions).to(device).to(memory_format=layout)  # type: ignore[call-overload]
-    target = DuelingNatureCnn(num_actions).to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    online, target = (DuelingNatureCnn(num_actions).to(device) for _ in range(2))
+    for network in (online, target):
+        network.to(memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(online.parameters(), lr=1e-4, fused=True)
 
     def pixels() -> Tensor:
