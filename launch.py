@@ -7,6 +7,10 @@ python launch.py eval RUN_DIR | plot RUN_DIR... | bench [STAGE] | presets
 from __future__ import annotations
 
 import common.ray_environment  # noqa: F401  before anything that imports Ray
+from common.interrupts import Interrupts, end_at_once, raise_at_signals
+
+if __name__ == "__main__":
+    end_at_once(130)  # the imports below take seconds, and a traceback would come of a Ctrl-C
 
 # isort: split
 import dataclasses
@@ -17,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import ray
@@ -39,7 +42,6 @@ from common.command_line import (
 )
 from common.config import Config, ConfigError, override
 from common.console import Console
-from common.interrupts import Interrupts
 from common.networks import build_network, load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.plots import plot_runs
@@ -76,6 +78,14 @@ _FLUSH_S = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Run one command; return 0 when done, 2 on bad input, 130 when interrupted, else 1."""
+    try:
+        return run_command(arguments)
+    except KeyboardInterrupt:
+        return 130
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run the command that the first argument names, `train` where it names none."""
     name, rest = (arguments[0], arguments[1:]) if arguments else ("train", [])
     if name == "eval":
         return evaluate(parse_eval(rest))
@@ -107,15 +117,16 @@ def train(arguments: Sequence[str]) -> int:
     reason, code = "failed", 1
     reporter = make_reporter(plan, console)
     started_s = time.monotonic()
+    interrupts = Interrupts()
     try:
-        with Interrupts() as interrupts:
-            introduce(plan, command, console)
+        introduce(plan, command, console)
+        if not command.serial and command.address is None:
+            # Nothing to save yet, so here the first Ctrl-C ends it.
+            ray_session.start_local(dashboard=command.dashboard)
+        with interrupts:
             if command.serial:
                 run_serial(plan, reporter, console, interrupts)
             else:
-                if command.address is None:
-                    ray_session.start_local(dashboard=command.dashboard)
-                    interrupts.claim()
                 RayRun(
                     plan=plan,
                     roles=Roles(Actor, Evaluator, LearnerServer, ReplayServer, WeightStore),
@@ -127,12 +138,11 @@ def train(arguments: Sequence[str]) -> int:
                 ).run()
             reason, code = ("interrupted", 130) if interrupts.requested.is_set() else ("done", 0)
     except KeyboardInterrupt:
-        reason, code = "forced to stop", 130
-    except (RunEnded, ray.exceptions.RayError) as error:
+        reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
+    except (RunEnded, ConnectionError, ray.exceptions.RayError) as error:
         reason = cause_of(error)
         console.note(f"the run ended: {reason}")
     finally:
-        ray.shutdown()
         progress = reporter.progress
         result = {
             "frames": progress.frames,
@@ -148,6 +158,7 @@ def train(arguments: Sequence[str]) -> int:
         if code and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
         console.close()
+        ray.shutdown()
     return code
 
 
@@ -196,10 +207,6 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             )
     if problems or spec is None:
         refuse(problems)
-    if config.learner.device == "auto" and command.address is None:
-        device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-        learner = dataclasses.replace(config.learner, device=device)
-        config = dataclasses.replace(config, learner=learner)
     return Plan(
         config=config,
         spec=spec,
@@ -245,7 +252,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
     )
-    if config.learner.device == "cpu":
+    if command.address is None and resolve_device(config.learner.device).type == "cpu":
         hint = (
             "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
         )
@@ -263,11 +270,14 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
 
 
 class BestWeights:
-    """Keeps `best.pt`: the weights with the best evaluation since this start of the run."""
+    """Keeps `best.pt`: the weights with the run's best evaluation."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._path = plan.folder.checkpoints / "best.pt"
         self._score = -math.inf
+        if plan.resume_from and self._path.exists():
+            self._score = load(self._path)["score"]
 
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
         """Save the weights that played, unless others scored better."""
@@ -275,7 +285,7 @@ class BestWeights:
         if score >= self._score:
             plan = self._plan
             payload = weights_payload(plan.config, plan.spec, weights, score)
-            save(plan.folder.checkpoints / "best.pt", payload)
+            save(self._path, payload)
             self._score = score
 
 
@@ -503,4 +513,7 @@ def _number(value: float) -> float | None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    raise_at_signals()
+    exit_code = main(sys.argv[1:])
+    end_at_once(exit_code)  # all is done and Ray is gone: an impatient Ctrl-C changes nothing
+    sys.exit(exit_code)

@@ -27,18 +27,18 @@ def make_actor_loop(
       incarnation: how many times it was started before; a restarted actor plays other games than
         the first did.
     """
-    # Incarnations count as further actors, so no two of them ever share an environment seed.
-    stream = actor + incarnation * config.actor.count
+    # The first incarnations of all actors share one base; each later one has a base of its own.
+    seed = config.seed if incarnation == 0 else derive_seed(config.seed, "restart", incarnation)
     environments = make_environments(
         config.env,
         config.actor.envs,
-        derive_environment_seed(config.seed, stream, config.actor.envs),
+        derive_environment_seed(seed, actor, config.actor.envs),
         training=True,
     )
     policy = EpsilonGreedyPolicy(
         network=build_network(config.agent, spec),
         epsilons=epsilons(config, actor, agent_steps=0),
-        rng=np.random.default_rng(derive_seed(config.seed, "policy", stream)),
+        rng=np.random.default_rng(derive_seed(seed, "policy", actor)),
     )
     return ActorLoop(
         environments=environments,

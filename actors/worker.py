@@ -23,12 +23,20 @@ from replay.writer import ReplayWriter
 
 # The weight store answers at once; one that is silent so long is gone.
 _ANSWER_S = 60.0
+# Until the learner is up there is nothing to act on; asking more often would only disturb it.
+_FIRST_WEIGHTS_POLL_S = 0.1
 
 
 class WeightsPoller:
     """Asks the weight store for newer weights without waiting.
 
-    At most one question or one transfer is under way.
+    The loop it lives in:
+
+        every now and then: poller.ask()
+        every step:         weights = poller.poll()     # None: nothing newer is here
+
+    At most one question or one transfer is under way, and none for longer than it takes: weights
+    are as old as the question, not as the one before.
     """
 
     def __init__(self, store: Any) -> None:
@@ -38,29 +46,26 @@ class WeightsPoller:
         self._version: WeightsVersion | None = None
         self._latest: tuple[WeightsVersion, int] | None = None
 
+    def ask(self) -> None:
+        """Ask for the newest weights, unless an answer is under way."""
+        if self._transfer is None and self._question is None:
+            self._question = self._store.latest.remote()
+
     def poll(self) -> Weights | None:
-        """Return newer weights if they have arrived, and see to it that a question is under way."""
+        """Return newer weights if they have arrived."""
         if self._transfer is not None and _is_here(self._transfer):
             assert self._latest is not None
             buffer = ray.get(self._transfer, timeout=_ANSWER_S)
             self._version, agent_steps = self._latest
             self._transfer = None
             return Weights(self._version, buffer, agent_steps)
-        if self._transfer is None and self._question is not None and _is_here(self._question):
+        if self._question is not None and _is_here(self._question):
             latest = ray.get(self._question, timeout=_ANSWER_S)
             self._question = None
             if latest.version is not None and latest.version != self._version:
                 self._latest = (latest.version, latest.agent_steps)
                 self._transfer = latest.buffer[0]
-        if self._transfer is None and self._question is None:
-            self._question = self._store.latest.remote()
         return None
-
-    def wait(self, timeout_s: float) -> None:
-        """Wait until the next answer is there, at most so long."""
-        under_way = [ref for ref in (self._transfer or self._question,) if ref is not None]
-        if under_way:
-            ray.wait(under_way, timeout=timeout_s)
 
 
 def _is_here(ref: Any) -> bool:
@@ -97,8 +102,8 @@ class ActorProcess:
 
     def run(self) -> int:
         """Play until `stop`; return how many transitions replay accepted."""
-        while not self._stop.is_set() and not self._take_weights():
-            self._poller.wait(1.0)
+        while not self._take_weights() and not self._stop.wait(_FIRST_WEIGHTS_POLL_S):
+            self._poller.ask()
         vector_steps_per_poll = max(
             1, self._config.actor.weights_poll_agent_steps // self._config.actor.envs
         )
@@ -112,7 +117,8 @@ class ActorProcess:
                         self._writer.wait(0.1)
             step += 1
             if step % vector_steps_per_poll == 0:
-                self._take_weights()
+                self._poller.ask()
+            self._take_weights()
         return self._writer.accepted_transitions
 
     @ray.method(concurrency_group="control")
@@ -141,7 +147,7 @@ class EvaluatorProcess:
         torch.set_num_threads(1)
         self._config = config
         self._network = build_network(config.agent, spec)
-        self._poller = WeightsPoller(store)
+        self._store = store
         seed = derive_seed(config.seed, "evaluator", incarnation)
         self._evaluation = EvaluationLoop(
             environments=make_environments(
@@ -162,14 +168,13 @@ class EvaluatorProcess:
 
         The first time is one period after the start.
         """
-        weights: Weights | None = None
         period_s = self._config.evaluator.every_minutes * 60.0
         next_s = time.monotonic() + period_s
         while not self._stop.is_set():
             self._wake.wait(max(0.0, next_s - time.monotonic()))
             finishing = self._finish.is_set()
             next_s = time.monotonic() + period_s
-            weights = self._newest() or weights
+            weights = self._newest()
             if weights is not None and not self._stop.is_set():
                 self._evaluate(weights, self._config.evaluator.episodes)
             if finishing:
@@ -195,12 +200,12 @@ class EvaluatorProcess:
         self._wake.set()
 
     def _newest(self) -> Weights | None:
-        """Ask for the newest weights and wait for them; None when these were played already."""
-        newest: Weights | None = None
-        for _ in range(3):  # an old question, a new one, the transfer
-            newest = self._poller.poll() or newest
-            self._poller.wait(5.0)
-        return self._poller.poll() or newest
+        """Return the newest weights, or None before the first."""
+        latest = ray.get(self._store.latest.remote(), timeout=_ANSWER_S)
+        if latest.version is None:
+            return None
+        buffer = ray.get(latest.buffer[0], timeout=_ANSWER_S)
+        return Weights(latest.version, buffer, latest.agent_steps)
 
     def _evaluate(self, weights: Weights, episodes: int) -> None:
         load_flat_state(self._network, weights.buffer)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import os
 import time
 from collections import deque
 from pathlib import Path
@@ -56,9 +56,10 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     server = ReplayServer.options(num_cpus=0).remote(config, spec, 0, 0, _MAX_BYTES, source_hash())
     shard = RayShard(server, 0)
     ray.get(server.counts.remote(RunCounts(0, 0, 0)))
-    empty_bytes = _replay_process_bytes()
+    process_id = ray.get(server.__ray_call__.remote(lambda _: os.getpid()))
+    empty_bytes = _own_bytes(process_id)
     inserted_per_s = insert(shard, segments)
-    full_bytes = _replay_process_bytes()
+    full_bytes = _own_bytes(process_id)
     local = make_shard(config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES)
     for push in _pushes(segments):
         local.add(push)
@@ -101,15 +102,10 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     ]
 
 
-def _replay_process_bytes() -> int:
-    """Return the replay process's own memory (USS), from Linux's books."""
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # a process that ended meanwhile
-                if (folder / "cmdline").read_bytes().startswith(b"ray::ReplayProc"):
-                    lines = (folder / "smaps_rollup").read_text().splitlines()
-                    return sum(int(x.split()[1]) << 10 for x in lines if x.startswith("Private_"))
-    raise RuntimeError("the replay process is gone")
+def _own_bytes(process_id: int) -> int:
+    """Return a process's own memory (USS), from Linux's books."""
+    lines = Path(f"/proc/{process_id}/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Private_"))
 
 
 def total_transitions(segments: list[bytes]) -> int:

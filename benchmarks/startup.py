@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 import signal
 import subprocess
 import sys
@@ -22,13 +21,14 @@ _LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 _ACTORS = 16
 _MOST_STARTUP_S = 90.0
 _PIPELINE_SETTLE_S = 30.0
+_PATIENCE_S = 600.0
 
 
 def run_startup() -> list[Row]:
     """Return the seconds from the command to the first push of the last of 16 actors."""
-    with _run("--actors", str(_ACTORS), "--total-frames", "100000000") as (process, _):
+    with _run("--actors", str(_ACTORS), "--total-frames", "100000000") as (process, folder):
         started_s = time.monotonic()
-        said = _wait_for(process, "every actor has pushed", 600.0)
+        said = _wait_for(process, folder, "every actor has pushed")
         seconds = time.monotonic() - started_s
     return [
         row(
@@ -53,8 +53,9 @@ def run_pipeline(seconds: float, learner_samples_per_s: float) -> list[Row]:
         "100000000",
     )
     with _run(*arguments) as (process, folder):
-        _wait_for(process, "every actor has pushed", 600.0)
-        while True:  # until the learner steps: torch.compile takes its time
+        _wait_for(process, folder, "every actor has pushed")
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline_s:  # torch.compile takes its time
             steps = read_scalars(folder).get("throughput/learner_steps_per_s")
             if steps is not None and steps.values[-1] > 0:
                 break
@@ -82,27 +83,27 @@ def run_pipeline(seconds: float, learner_samples_per_s: float) -> list[Row]:
 
 
 @contextlib.contextmanager
-def _run(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+def _run(*arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "run"
         process = subprocess.Popen(
             [sys.executable, str(_LAUNCH), *arguments, "--run-dir", str(folder)],
-            stdout=subprocess.PIPE,
-            text=True,
+            stdout=subprocess.DEVNULL,
         )
         try:
             yield process, folder
         finally:
             process.send_signal(signal.SIGINT)
-            process.communicate(timeout=120)
+            process.wait(timeout=120)
 
 
-def _wait_for(process: subprocess.Popen[str], text: str, timeout_s: float) -> str:
-    assert process.stdout is not None
-    deadline_s = time.monotonic() + timeout_s
-    for line in process.stdout:
-        if re.search(text, line):
-            return line
-        if time.monotonic() > deadline_s:
-            break
-    raise RuntimeError(f"{text!r} was not said within {timeout_s:.0f} s")
+def _wait_for(process: subprocess.Popen[bytes], folder: Path, text: str) -> str:
+    """Return the line of the run's log that holds `text`, once it is there."""
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline_s and process.poll() is None:
+        if (folder / "log.txt").exists():
+            for line in (folder / "log.txt").read_text().splitlines():
+                if text in line:
+                    return line
+        time.sleep(0.1)
+    raise RuntimeError(f"{text!r} was not said in {_PATIENCE_S:.0f} s, or the run ended before")

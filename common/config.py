@@ -18,6 +18,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from tyro.conf import arg
 
+# An insertion id has 7 bits for the shard (replay.storage).
+_MAX_SHARDS = 128
+
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -309,6 +312,7 @@ class Config:
         if min(size, capacity) >= 1:
             expect("replay.min-size", size, f"<= the capacity, {capacity}", size <= capacity)
         push, shards = self.transitions_per_push, replay.shards
+        expect("replay.shards", shards, f"<= {_MAX_SHARDS}", shards <= _MAX_SHARDS)
         pushes = min(actor.envs, actor.segment_transitions) >= 1
         if pushes and min(capacity, shards) >= 1:
             rule = f">= {push * shards}, one push ({push} transitions) for each shard ({shards})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import signal
 import time
@@ -11,6 +12,21 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 # Wrappers such as `timeout` pass on what the terminal has sent already; that is no second wish.
 ECHO_S = 1.0
+
+
+def end_at_once(exit_code: int) -> None:
+    """Make a signal end this process on the spot: nothing is started yet, or all is done.
+
+    Nothing is raised: in the middle of an import an exception may be lost, or be printed.
+    """
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, frame: os._exit(exit_code))
+
+
+def raise_at_signals() -> None:
+    """Make a signal raise KeyboardInterrupt, SIGTERM too."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.default_int_handler)
 
 
 class Request:

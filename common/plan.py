@@ -13,6 +13,8 @@ from common.types import EnvironmentSpec
 # frame that is left of it on the games that compress worst.
 _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
+# The three convolutions of the Nature CNN leave nothing of a smaller picture.
+_LEAST_PIXELS = 36
 
 
 @dataclass(frozen=True)
@@ -48,12 +50,14 @@ class Plan:
 
 def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
     """Return a line if the network does not fit the environment's frames."""
-    pixels = len(spec.observation.frame_shape) == 2
+    frame = spec.observation.frame_shape
+    pixels = len(frame) == 2 and min(frame) >= _LEAST_PIXELS
     if (config.agent.network == "nature_cnn") == pixels:
         return []
     return [
         f"--agent.network {config.agent.network}: does not fit frames of shape "
-        f"{spec.observation.frame_shape}; nature_cnn is for pixels, mlp for vectors"
+        f"{spec.observation.frame_shape}; nature_cnn is for pixels (>= {_LEAST_PIXELS} a side), "
+        "mlp for vectors"
     ]
 
 
@@ -68,6 +72,12 @@ def machine_problems(
     if most is not None and most > memory_bytes:
         problems.append(
             f"--replay.max-bytes {most}: must be <= this machine's memory, {memory_bytes}"
+        )
+    shards = config.replay.shards
+    least = 2 * shards * config.actor.segment_transitions * (spec.observation.frame_bytes + 100)
+    if most is not None and most < least:
+        problems.append(
+            f"--replay.max-bytes {most}: must be >= {least}, room for a segment in each shard"
         )
     needed = config.replay.capacity * _bytes_per_transition(spec)
     if most is None and needed > memory_bytes // 2:

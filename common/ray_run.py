@@ -21,6 +21,7 @@ from common.types import EvaluationResult, LearnerReport, ReplayReport, Weights
 _FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes its time
 _ANSWER_S = 60.0
 _SAVE_S = 120.0
+_LAST_EVALUATION_S = 600.0
 # Between two rounds of reports.
 _ROUND_S = 1.0
 
@@ -86,6 +87,7 @@ class RayRun:
         self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
         self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
         self._first_learner_step: int | None = None
+        self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
         self._has_learned = False
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
         self._started_s = time.monotonic()
@@ -214,11 +216,17 @@ class RayRun:
                 self._console.note(f"every actor has pushed, {waited_s:.1f} s after Ray was up")
         evaluator = self._players.get(("evaluator", 0))
         if evaluator is not None:
-            self._book_evaluations(evaluator)
+            self._book_evaluations(evaluator, timeout_s=0.0)
 
-    def _book_evaluations(self, evaluator: Any) -> None:
+    def _book_evaluations(self, evaluator: Any, timeout_s: float) -> None:
+        """Book the evaluations that are finished; the evaluator may take its time to answer."""
+        if self._evaluations is None:
+            self._evaluations = evaluator.take_results.remote()
+        if not ray.wait([self._evaluations], timeout=timeout_s)[0]:
+            return
+        answer, self._evaluations = self._evaluations, None
         try:
-            results = ray.get(evaluator.take_results.remote(), timeout=_FIRST_ANSWER_S)
+            results = ray.get(answer, timeout=_ANSWER_S)
         except ray.exceptions.RayActorError:
             return  # the supervisor hears of it from its run
         for result, weights in results:
@@ -276,23 +284,36 @@ class RayRun:
         self._console.note(
             "stopping: the learner saves, then everything ends; Ctrl-C again to force"
         )
-        for (role, _), handle in self._players.items():
-            if role == "actor" or interrupted:
-                handle.stop.remote()
-            else:
-                handle.finish.remote()
-        self._learner.stop.remote()
+        evaluator = self._players.get(("evaluator", 0))
+        told = [
+            handle.stop.remote()
+            for handle in [self._learner, *self._players.values()]
+            if interrupted or handle is not evaluator
+        ]
         try:
             ray.get(self._learner_run, timeout=_SAVE_S)
             refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
             learner, *shards = ray.get(refs, timeout=_ANSWER_S)
-            runs = [run for run, (role, _) in self._runs.items() if role == "evaluator"]
-            if runs and not interrupted:
-                self._console.note("last evaluation")
-                ray.wait(runs, timeout=_SAVE_S)
             self._book(learner, shards)
-        except (ray.exceptions.RayError, TimeoutError) as error:
+            if evaluator is not None and not interrupted:
+                self._evaluate_once_more(evaluator)
+        except ray.exceptions.RayError as error:
             self._console.note(f"could not stop in order: {cause_of(error)}")
+        ray.wait(told, num_returns=len(told), timeout=1.0)
+
+    def _evaluate_once_more(self, evaluator: Any) -> None:
+        """Evaluate the weights the learner ended with, unless somebody interrupts."""
+        self._console.note("last evaluation")
+        told = evaluator.finish.remote()
+        runs = [run for run, (role, _) in self._runs.items() if role == "evaluator"]
+        deadline_s = time.monotonic() + _LAST_EVALUATION_S
+        while time.monotonic() < deadline_s and not self._interrupts.requested.is_set():
+            if not runs or ray.wait(runs, timeout=1.0)[0]:
+                break
+        ray.wait([told], timeout=1.0)
+        if self._evaluations is not None:
+            self._book_evaluations(evaluator, timeout_s=_ANSWER_S)  # asked before the end
+        self._book_evaluations(evaluator, timeout_s=_ANSWER_S)
 
 
 def _cluster_resources() -> dict[str, float]:

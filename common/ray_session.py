@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import socket
+from typing import Any
 
 import ray
 
@@ -29,13 +31,10 @@ def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_ST
         )
     # Ray reads the token once per process: a second start has to use the first one's.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    ray.init(
+    _init(
         address="local",
         include_dashboard=dashboard,
         object_store_memory=object_store_bytes,
-        log_to_driver=False,
-        configure_logging=False,
-        namespace="troop",
     )
 
 
@@ -48,12 +47,23 @@ def join_cluster(address: str) -> None:
     try:
         if address != "auto":
             _expect_listener(address)
-        ray.init(address=address, log_to_driver=False, configure_logging=False, namespace="troop")
+        _init(address=address)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         first_line = (str(error).strip() or repr(error)).splitlines()[0]
         raise ConnectionError(
             f"--address {address}: no Ray cluster answers there: {first_line}"
         ) from error
+
+
+def _init(**settings: Any) -> None:
+    """Call `ray.init`; leave the answer to SIGTERM as it was: Ray's own exits with 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, namespace="troop", **settings)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _expect_listener(address: str) -> None:

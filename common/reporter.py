@@ -164,9 +164,9 @@ class Reporter:
             if math.isfinite(shard.policy_lag_learner_steps):
                 self._lags.append(shard.policy_lag_learner_steps)
                 self._lag = shard.policy_lag_learner_steps
-        if learner is not self._last_learner:
-            self._phases["learner"].append(learner.phases)
-            self._last_learner = learner
+        if self._last_learner is None or learner.phases != self._last_learner.phases:
+            self._phases["learner"].append(learner.phases)  # the learner reports at its own pace
+        self._last_learner = learner
         self._unwritten = (shards, learner, restarts)
         now_s = self._clock()
         if now_s - self._scalars_s >= _SCALARS_S:

@@ -84,6 +84,7 @@ class LearnerProcess:
             samples=samples,
             clock=time.monotonic,
         )
+        self._sampler.learner_step = self._learner.learner_step
         self._folder = CheckpointFolder(Path(run_dir) / "checkpoints", config.checkpoint.keep)
         self._last_checkpoint = ""
         self._published: Any = None
@@ -116,6 +117,7 @@ class LearnerProcess:
         finally:
             self._prefetcher.close()
         self._loop.publish()
+        ray.get(self._published, timeout=60.0)  # the last evaluation plays these
         self._save()
         self._report = self._loop.report(self._last_checkpoint)
 

@@ -33,10 +33,10 @@ GAMMA = 0.9
 FLAGS = (
     *("--env", catch_game.CATCH, "--preset", "cartpole"),
     *("--agent.n-step", "1", "--agent.gamma", str(GAMMA), "--agent.hidden", "64"),
-    *("--actor.segment-transitions", "7", "--actor.weights-poll-agent-steps", "28"),
-    *("--replay.capacity", "20000", "--replay.min-size", "500", "--replay.priority-exponent", "0.6"),
-    *("--learner.batch-size", "64", "--learner.learning-rate", "1e-3"),
-    *("--learner.target-period-learner-steps", "50"),
+    *("--actor.envs", "8", "--actor.segment-transitions", "7"),
+    *("--replay.capacity", "20000", "--replay.min-size", "500", "--replay.samples-per-insert", "32", "--replay.priority-exponent", "0.6"),
+    *("--learner.batch-size", "128", "--learner.learning-rate", "1e-3"),
+    *("--learner.target-period-learner-steps", "30"),
     *("--evaluator.every-minutes", "60", "--evaluator.episodes", "40"),
 )  # fmt: skip
 

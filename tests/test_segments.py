@@ -232,7 +232,7 @@ def test_any_stream_is_cut_into_segments_that_hold_all_their_frames(
 def test_games_of_one_step_fit_the_buffer_for_ever() -> None:
     """Two frames for each row: the most that a stream can hold."""
     one_step_game = [Step(0, first=True), Step(0, 1.0, terminated=True, game_over=True)]
-    for segment_transitions in (1, 2, 7):
+    for segment_transitions in (1, 7, 40):
         writer = make_writer(n_step=3, segment_transitions=segment_transitions)
         segments, rows = write_stream(writer, SPEC, one_step_game * 150, 3)
         assert len(segments) == len(rows) // segment_transitions
