@@ -16,6 +16,7 @@ if __name__ == "__main__":
 import dataclasses
 import itertools
 import math
+import os
 import shlex
 import sys
 import time
@@ -54,6 +55,7 @@ from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
     checkpoint_payload,
+    load_checkpoint,
     make_learner,
     resolve_device,
     resolve_threads,
@@ -181,7 +183,11 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         problems.append("--serial: must not be given with --address")
     if command.address is None and spec is not None:
         problems += machine_problems(
-            config, spec, memory_bytes=memory_bytes, has_cuda=torch.cuda.is_available()
+            config,
+            spec,
+            memory_bytes=memory_bytes,
+            cores=resolve_threads(0),
+            has_cuda=torch.cuda.is_available(),
         )
     counters = {"agent_steps": 0, "samples": 0, "incarnation": -1}
     resume_from = ""
@@ -191,7 +197,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             newest = CheckpointFolder(folder.checkpoints, config.checkpoint.keep).newest()
             if newest is None:
                 raise RunFolderError(f"{command.resume}: has no checkpoint to resume from")
-            resume_from, counters = str(newest), load(newest)["counters"]
+            resume_from, counters = str(newest), load_checkpoint(newest)["counters"]
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
@@ -297,6 +303,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     none of them changes what is learned.
     """
     config, spec = plan.config, plan.spec
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(resolve_threads(config.learner.threads))
     shards = [
@@ -345,8 +352,24 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
         clock=lambda: float(learner.learner_step),
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
-    checkpoint = ""
     best = BestWeights(plan)
+
+    def save_checkpoint() -> None:
+        payload = checkpoint_payload(config, spec, learner, loop)
+        folder.save(payload, learner.learner_step)
+
+    def report() -> None:
+        restarts = dict.fromkeys(("actor", "replay", "learner"), 0)
+        reporter.update([shard.report() for shard in shards], loop.report(""), restarts)
+
+    def evaluate_published() -> None:
+        if not config.evaluator.enabled:
+            return
+        result = play(config, spec, published[0], interrupts.requested.is_set)
+        if result is not None:
+            reporter.evaluated(result)
+            best.offer(result, published[0])
+
     loop.publish()
 
     def every(minutes: float) -> Callable[[], bool]:
@@ -377,24 +400,18 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
                 break
             sampler.learner_step = learner.learner_step
         done = sum(shard.inserted for shard in shards) >= plan.agent_steps_left
-        if report_due() or done:
-            reporter.update(
-                [shard.report() for shard in shards],
-                loop.report(checkpoint),
-                dict.fromkeys(("actor", "replay", "learner"), 0),
-            )
-        if config.evaluator.enabled and (evaluation_due() or done):
-            result = play(config, spec, published[0], interrupts.requested.is_set)
-            if result is not None:
-                reporter.evaluated(result)
-                best.offer(result, published[0])
+        if report_due():
+            report()
+        if evaluation_due():
+            evaluate_published()
         if save_due():
-            checkpoint = str(
-                folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step)
-            )
+            save_checkpoint()
     loop.flush_priorities()
-    folder.save(checkpoint_payload(config, spec, learner, loop), learner.learner_step)
+    save_checkpoint()
+    loop.publish()
+    report()
     console.note(f"saved learner step {learner.learner_step}")
+    evaluate_published()
 
 
 # --- eval, plot, bench, presets ----------------------------------------------------------------
@@ -437,7 +454,7 @@ def evaluate(command: EvalCommand) -> int:
     try:
         folder = RunFolder.of_run(command.run_dir)
         path = _checkpoint_path(folder, command.checkpoint)
-        payload = load(path)
+        payload = load_checkpoint(path)
         config = override(Config(), payload["config"], str(path))
         spec = spec_from_dict(payload["spec"])
         weights = weights_from_payload(payload)

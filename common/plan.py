@@ -62,12 +62,18 @@ def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
 
 
 def machine_problems(
-    config: Config, spec: EnvironmentSpec, *, memory_bytes: int, has_cuda: bool
+    config: Config, spec: EnvironmentSpec, *, memory_bytes: int, cores: int, has_cuda: bool
 ) -> list[str]:
     """Return one line for each thing that the settings ask of this machine and it does not have."""
     problems = []
     if config.learner.device == "cuda" and not has_cuda:
         problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
+    cpus, count = config.actor.cpus, config.actor.count
+    if cpus != "auto" and cpus * count > cores:
+        problems.append(
+            f"--actor.cpus {cpus}: {count} actors would reserve {cpus * count:g} CPUs, this "
+            f"machine has {cores}; use auto"
+        )
     most = config.replay.max_bytes
     if most is not None and most > memory_bytes:
         problems.append(

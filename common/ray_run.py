@@ -87,6 +87,7 @@ class RayRun:
         self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
         self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
         self._first_learner_step: int | None = None
+        self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
         self._has_learned = False
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
@@ -99,8 +100,14 @@ class RayRun:
         try:
             while not self._interrupts.requested.wait(_ROUND_S) and not self._poll():
                 self._supervise()
-        finally:
-            self._stop()
+        except RunEnded as ended:
+            self._console.note(f"the run cannot go on: {ended}")
+            try:
+                self._stop(in_order=False)
+            except RunEnded as unsaved:
+                self._console.note(str(unsaved))
+            raise
+        self._stop(in_order=not self._interrupts.requested.is_set())
 
     def _start(self) -> bool:
         """Start the processes; return False when somebody interrupts."""
@@ -109,6 +116,8 @@ class RayRun:
         cuda = config.learner.device == "cuda" or (
             config.learner.device == "auto" and cluster.get("GPU", 0) >= 1
         )
+        if self._is_local and cuda and cluster.get("GPU", 0) < 1:
+            raise RunEnded("torch sees a CUDA device, but Ray sees no GPU on this machine")
         self._cpus = self._cpu_share(cluster.get("CPU", 1.0))
         self._away = {"actor_host": 0.001} if "actor_host" in cluster else {}
         self._home = {"learner_host": 0.001} if "learner_host" in cluster else {}
@@ -151,8 +160,6 @@ class RayRun:
     def _cpu_share(self, cores: float) -> float:
         """CPUs for each process: whole ones on a cluster, a share of the cores on one machine."""
         config = self._plan.config
-        if config.actor.cpus != "auto":
-            return config.actor.cpus
         if not self._is_local:
             return 1.0
         processes = config.actor.count + config.replay.shards + 1 + int(config.evaluator.enabled)
@@ -180,7 +187,9 @@ class RayRun:
         # Names of segments must differ from those of the run before it was resumed.
         incarnation += plan.incarnation << 16
         if role == "actor":
-            handle = self._roles.actor.options(num_cpus=self._cpus, resources=self._away).remote(
+            asked = plan.config.actor.cpus
+            cpus = self._cpus if asked == "auto" else asked
+            handle = self._roles.actor.options(num_cpus=cpus, resources=self._away).remote(
                 plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
             )
         else:
@@ -229,6 +238,7 @@ class RayRun:
             results = ray.get(answer, timeout=_ANSWER_S)
         except ray.exceptions.RayActorError:
             return  # the supervisor hears of it from its run
+        self._evaluator_answers = True
         for result, weights in results:
             self._reporter.evaluated(result)
             self._on_evaluation(result, weights)
@@ -276,10 +286,16 @@ class RayRun:
         for role, index in self._supervisor.due(now_s):
             self._create(role, index)
 
-    def _stop(self) -> None:
-        """Stop the players, let the learner save, take the last reports."""
-        interrupted = self._interrupts.requested.is_set()
-        if interrupted and not self._has_learned:
+    def _stop(self, *, in_order: bool) -> None:
+        """Stop the players, let the learner save, take the last reports.
+
+        Args:
+          in_order: the frames are done; then the last weights are evaluated, too.
+
+        Raises:
+          RunEnded: the learner could not save.
+        """
+        if not in_order and not self._has_learned:
             return  # nothing to save, and the learner may be compiling
         self._console.note(
             "stopping: the learner saves, then everything ends; Ctrl-C again to force"
@@ -288,17 +304,17 @@ class RayRun:
         told = [
             handle.stop.remote()
             for handle in [self._learner, *self._players.values()]
-            if interrupted or handle is not evaluator
+            if not in_order or handle is not evaluator
         ]
         try:
             ray.get(self._learner_run, timeout=_SAVE_S)
             refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
             learner, *shards = ray.get(refs, timeout=_ANSWER_S)
             self._book(learner, shards)
-            if evaluator is not None and not interrupted:
-                self._evaluate_once_more(evaluator)
         except ray.exceptions.RayError as error:
-            self._console.note(f"could not stop in order: {cause_of(error)}")
+            raise RunEnded(f"could not save in order: {cause_of(error)}") from error
+        if in_order and evaluator is not None and self._evaluator_answers:
+            self._evaluate_once_more(evaluator)
         ray.wait(told, num_returns=len(told), timeout=1.0)
 
     def _evaluate_once_more(self, evaluator: Any) -> None:

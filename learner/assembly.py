@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from common.config import Config, to_dict
 from common.networks import flatten_state
 from common.seeding import derive_seed
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
+from learner.checkpoint import CheckpointError, load
 from learner.learner import Learner, compiler_available
 from learner.learner_loop import LearnerLoop
 
@@ -70,6 +72,21 @@ def checkpoint_payload(
             "incarnation": loop.version.incarnation,
         },
     }
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Return what `checkpoint_payload` or `weights_payload` wrote.
+
+    Raises:
+      CheckpointError: the file is not there, damaged, or no checkpoint of this format.
+    """
+    payload = load(path)
+    missing = {"config", "spec", "weights", "counters"} - payload.keys()
+    if payload.get("format") != CHECKPOINT_FORMAT or missing:
+        raise CheckpointError(
+            f"{path}: is no checkpoint of format {CHECKPOINT_FORMAT} of this program"
+        )
+    return payload
 
 
 def weights_payload(

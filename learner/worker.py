@@ -114,12 +114,16 @@ class LearnerProcess:
                 if now_s - saved_s >= self._config.checkpoint.every_minutes * 60.0:
                     self._save()
                     saved_s = now_s
+        except FloatingPointError:
+            raise  # these weights are worth nothing
+        except Exception:
+            self._save()  # replay or the weight store died, the weights are sound
+            raise
         finally:
             self._prefetcher.close()
+        self._save()
         self._loop.publish()
         ray.get(self._published, timeout=60.0)  # the last evaluation plays these
-        self._save()
-        self._report = self._loop.report(self._last_checkpoint)
 
     @ray.method(concurrency_group="control")
     def report(self) -> LearnerReport:
@@ -137,9 +141,12 @@ class LearnerProcess:
         self._published = self._store.publish.remote(weights)
 
     def _save(self) -> None:
+        """Write a checkpoint, unless the report refuses the numbers."""
+        self._report = self._loop.report(self._last_checkpoint)
         payload = checkpoint_payload(self._config, self._spec, self._learner, self._loop)
         path = self._folder.save(payload, self._learner.learner_step)
         self._last_checkpoint = str(path)
+        self._report = self._report._replace(last_checkpoint=self._last_checkpoint)
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups

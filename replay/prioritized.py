@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -81,27 +83,20 @@ class PrioritizedReplay:
         slots = self._draw(num if len(self._storage) else 0)
         rows = self._storage.rows(slots)
         parts: list[memoryview] = []
-        bounds: list[NDArray[np.int64]] = []
-        per_block: list[int] = []  # frames in each row's blocks but the segment's last
-        last_block: list[int] = []  # frames in each row's last block
+        block_bytes: list[int] = []
+        block_frames: list[int] = []
         spans = zip(
             rows["segment"].tolist(),
             rows["first_block"].tolist(),
             rows["num_blocks"].tolist(),
             strict=True,
         )
-        for number, first, count in spans:
+        for number, first, count in spans:  # plain lists: numpy would cost more per row
             segment = self._storage.segment(number)
-            bound = segment.block_bounds[first : first + count + 1]
-            start = segment.blocks_start
-            parts.append(memoryview(segment.packed)[start + int(bound[0]) : start + int(bound[-1])])
-            bounds.append(np.diff(bound))
-            per_block.append(segment.frames_per_block)
-            last_first = (first + count - 1) * segment.frames_per_block
-            last_block.append(min(segment.frames_per_block, segment.num_frames - last_first))
-        block_bytes = np.concatenate(bounds) if bounds else np.zeros(0)
-        block_frames = np.repeat(np.array(per_block, np.int32), rows["num_blocks"])
-        block_frames[np.cumsum(rows["num_blocks"]) - 1] = last_block
+            bounds = segment.block_bounds[first : first + count + 1]
+            parts.append(segment.blocks[bounds[0] : bounds[-1]])
+            block_bytes += [end - start for start, end in pairwise(bounds)]
+            block_frames += segment.block_frames[first : first + count]
         return SampleReply(
             counts=self.counts(),
             ids=rows["id"].copy(),
@@ -114,8 +109,8 @@ class PrioritizedReplay:
             depth_tm1=rows["depth_tm1"].copy(),
             depth_t=rows["depth_t"].copy(),
             blocks=np.frombuffer(b"".join(parts), np.uint8),
-            block_bytes=block_bytes.astype(np.int32),
-            block_frames=block_frames,
+            block_bytes=np.array(block_bytes, np.int32),
+            block_frames=np.array(block_frames, np.int32),
             row_blocks=rows["num_blocks"].copy(),
         )
 

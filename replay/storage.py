@@ -50,19 +50,16 @@ class StoredSegment(NamedTuple):
 
     Fields:
       packed: the bytes that came in.
-      blocks_start: where its blocks begin in `packed`.
-      block_bounds: int64[blocks + 1], offsets of the blocks' bounds within the blocks, from 0 to
-        their end.
-      num_frames: F.
-      frames_per_block: frames in every block but the last.
+      blocks: the part of them that holds the lz4 blocks.
+      block_bounds: [blocks + 1], offsets of the blocks' bounds in `blocks`, from 0 to their end.
+      block_frames: [blocks], frames in each block.
       num_transitions: T.
     """
 
     packed: bytes
-    blocks_start: int
-    block_bounds: NDArray[np.int64]
-    num_frames: int
-    frames_per_block: int
+    blocks: memoryview
+    block_bounds: list[int]
+    block_frames: list[int]
     num_transitions: int
 
 
@@ -190,10 +187,9 @@ class SegmentStorage:
         self._rows[slots] = rows
         self._segments[self._next_segment] = StoredSegment(
             packed=packed,
-            blocks_start=len(packed) - 4 - len(segment.blocks),
-            block_bounds=np.concatenate([[0], segment.block_ends]),
-            num_frames=segment.num_frames,
-            frames_per_block=segment.frames_per_block,
+            blocks=segment.blocks.data,
+            block_bounds=[0, *segment.block_ends.tolist()],
+            block_frames=_block_frames(segment.num_frames, segment.frames_per_block),
             num_transitions=count,
         )
         self._order.append(self._next_segment)
@@ -243,3 +239,11 @@ class SegmentStorage:
             self._first += oldest.num_transitions
             self._bytes -= len(oldest.packed)
         return np.arange(first, self._first) % self._capacity
+
+
+def _block_frames(num_frames: int, frames_per_block: int) -> list[int]:
+    """Return how many frames each block of a segment holds: all the same, but the last."""
+    return [
+        min(frames_per_block, num_frames - first)
+        for first in range(0, num_frames, frames_per_block)
+    ]

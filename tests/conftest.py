@@ -37,3 +37,17 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def torch_is_left_as_it_was() -> Iterator[None]:
+    """Undo what a serial run in this process does: it makes torch deterministic, of few threads."""
+    import torch
+
+    threads, is_deterministic = (
+        torch.get_num_threads(),
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    yield
+    torch.use_deterministic_algorithms(is_deterministic)
+    torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Runs launch.py as a user does: a process of its own, real signals, and a look at what it leaves behind."""
+"""Runs launch.py as a user does: a process, real signals, and a look at what it leaves behind."""
 
 from __future__ import annotations
 
@@ -87,13 +87,13 @@ class Launched:
     def processes(self) -> list[psutil.Process]:
         """Return every live process of the run: the driver, and what it or its children started.
 
-        They share the driver's session; where one should have left it, the mark in its environment tells.
+        They share the driver's session; should one have left it, the mark in its environment tells.
         """
         return [process for process in psutil.process_iter() if self._is_ours(process)]
 
     def workers(self, name: str) -> list[psutil.Process]:
         """Return the live Ray workers whose title begins with `ray::` and the name."""
-        return [p for p in self.processes() if _title(p).startswith(f"ray::{name}")]
+        return [p for p in self.processes() if title_of(p).startswith(f"ray::{name}")]
 
     def wait_until_gone(self, timeout_s: float) -> list[psutil.Process]:
         """Return what is still alive after `timeout_s`; returns as soon as nothing is."""
@@ -119,8 +119,8 @@ def started(
 ) -> Iterator[Launched]:
     """Start launch.py in a session of its own.
 
-    At the end of the block the driver must end within a minute, and nothing of it may be alive 15 s later. When the
-    block fails everything is killed, so that no later test suffers from it.
+    At the end of the block the driver must end within a minute, and nothing of it may be alive 15 s
+    later. When the block fails everything is killed, so that no later test suffers from it.
     """
     mark = secrets.token_hex(8)
     with tempfile.TemporaryDirectory(prefix="troop-test-") as folder:
@@ -139,7 +139,7 @@ def started(
         try:
             yield launched
             launched.wait(timeout_s=60.0)
-            left = [f"{p.pid} {_title(p)}" for p in launched.wait_until_gone(STOP_S)]
+            left = [f"{p.pid} {title_of(p)}" for p in launched.wait_until_gone(STOP_S)]
             assert not left, f"left behind: {left}: {launched.said}"
         finally:
             for survivor in launched.processes():
@@ -165,7 +165,8 @@ def result_of(run_dir: Path) -> dict[str, Any]:
     return content
 
 
-def _title(process: psutil.Process) -> str:
+def title_of(process: psutil.Process) -> str:
+    """Return a process's command line or title, "" if it is gone."""
     try:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 import yaml
-from launching import interrupt, launch, result_of, started, wait_for_line
+from launching import ROOT, STOP_S, Launched, launch, result_of, started
 
+import launch as driver
 from common.tensorboard import read_scalars
-from learner.checkpoint import load
+from learner.checkpoint import CheckpointFolder, load
 
-# A run of the whole line in well under a minute.
-QUICK = ("--preset", "cartpole", "--learner.compile", "off")
+# A run of the whole line in well under a minute; and one that goes on until somebody ends it.
+QUICK = ("--preset", "cartpole")
+ENDLESS = (*QUICK, "--total-frames", "100_000_000", "--evaluator.every-minutes", "60")
 
+# Every tag of DESIGN section 4 but those that a game must have scores for.
 TAGS = {
     "throughput/env_frames_per_s",
     "throughput/learner_steps_per_s",
@@ -38,10 +42,37 @@ TAGS = {
     "health/replay_restarts",
     "health/learner_restarts",
 }
+ROLES = ("actor", "replay", "learner")
+
+
+def expect_tags(run: Path, expected: set[str]) -> None:
+    """Assert that a run wrote the tags, and each role's shares of its time."""
+    written = set(read_scalars(run))
+    assert expected <= written, expected - written
+    for role in ROLES:
+        assert any(re.fullmatch(f"time/{role}_.+_share", tag) for tag in written), (role, written)
+
+
+def frames_written(run: Path) -> float:
+    """Return how many frames the run's newest scalars speak of."""
+    time.sleep(0.5)  # reading the events costs more than the run needs between two of them
+    scalars = read_scalars(run)
+    return float(scalars["replay/transitions"][0][-1]) if "replay/transitions" in scalars else 0.0
+
+
+def has_learned(run: Path) -> bool:
+    """Return whether the run's scalars speak of learner steps."""
+    time.sleep(0.5)
+    return "learner/td_loss" in read_scalars(run)
+
+
+# --- whole runs -----------------------------------------------------------------------------------
 
 
 @pytest.mark.ray
-def test_a_run_through_ray_ends_0_and_writes_everything(tmp_path: Path) -> None:
+def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_plotted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = tmp_path / "run"
     done = launch(*QUICK, "--actors", "2", "--total-frames", "12000", "--run-dir", str(run))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -51,105 +82,225 @@ def test_a_run_through_ray_ends_0_and_writes_everything(tmp_path: Path) -> None:
     assert result["learner_steps"] > 0
     assert result["last_train_return"] > 0
     assert result["last_eval_score"] > 0
-    tags = read_scalars(run)
-    assert TAGS <= set(tags), TAGS - set(tags)
-    for role in ("actor", "replay", "learner"):
-        assert any(tag.startswith(f"time/{role}_") for tag in tags), sorted(tags)
-    (checkpoint,) = [p for p in (run / "checkpoints").glob("checkpoint_*.pt")][-1:]
-    assert load(checkpoint)["counters"]["learner_step"] == result["learner_steps"]
-    assert (run / "checkpoints" / "best.pt").exists()
+    expect_tags(run, TAGS)
+    newest = CheckpointFolder(run / "checkpoints", 1).newest()
+    assert newest is not None
+    assert load(newest)["counters"]["learner_step"] == result["learner_steps"]
+    assert load(run / "checkpoints" / "best.pt")["score"] == pytest.approx(
+        result["last_eval_score"], abs=1e-3
+    )
     assert yaml.safe_load((run / "config.yaml").read_text())["actor"]["count"] == 2
-    scored = launch("eval", str(run), "--episodes", "3")
-    assert scored.returncode == 0, scored.stderr
-    assert "3 games" in scored.stdout
-    drawn = launch("plot", str(run))
-    assert drawn.returncode == 0, drawn.stderr
+    assert (run / "run.json").exists()
+    assert "every actor has pushed" in (run / "log.txt").read_text()
+
+    assert driver.main(["eval", str(run), "--episodes", "3"]) == 0
+    assert "3 games" in capsys.readouterr().out
+    assert driver.main(["plot", str(run)]) == 0
     assert list((run / "plots").glob("*.png"))
 
 
 @pytest.mark.ray
-def test_two_runs_at_once_do_not_meet(tmp_path: Path) -> None:
-    runs = [tmp_path / "a", tmp_path / "b"]
-    flags = (*QUICK, "--total-frames", "4000", "--actors", "1")
+def test_two_runs_at_once_do_not_meet_and_forcing_one_to_stop_does_not_touch_the_other(
+    tmp_path: Path,
+) -> None:
+    forced, other = tmp_path / "forced", tmp_path / "other"
+    flags = ("--actors", "1", "--run-dir")
     with (
-        started(*flags, "--run-dir", str(runs[0])) as a,
-        started(*flags, "--seed", "2", "--run-dir", str(runs[1])) as b,
+        started(*ENDLESS, *flags, str(forced)) as first,
+        started(*QUICK, "--total-frames", "5000", *flags, str(other)) as second,
     ):
-        for process in (a, b):
-            output, errors = process.communicate(timeout=240)
-            assert process.returncode == 0, output + errors
-    assert [result_of(run)["end_reason"] for run in runs] == ["done", "done"]
+        first.wait_for("every actor has pushed")
+        first.interrupt()
+        time.sleep(1.2)  # later than an echo of the first
+        if first.is_running:  # it may have saved and be gone already
+            first.interrupt()
+        assert first.wait(STOP_S).returncode == 130
+        assert first.wait_until_gone(STOP_S) == []
+        done = second.wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert result_of(forced)["end_reason"] in ("forced to stop", "interrupted")
+    assert result_of(other)["end_reason"] == "done"
+    assert result_of(other)["frames"] >= 5000
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_serial_runs_of_one_seed_are_the_same_to_the_bit_in_any_process(tmp_path: Path) -> None:
+    def flags(name: str, seed: int) -> list[str]:
+        run = ["--serial", "--run-dir", str(tmp_path / name), "--seed", str(seed)]
+        return [*QUICK, *run, "--total-frames", "3000", "--evaluator.no-enabled"]
+
+    def weights(name: str) -> torch.Tensor:
+        assert result_of(tmp_path / name)["learner_steps"] > 0
+        (checkpoint,) = (tmp_path / name / "checkpoints").glob("checkpoint_*.pt")
+        found: torch.Tensor = load(checkpoint)["weights"]
+        return found
+
+    done = launch(*flags("elsewhere", seed=3))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert driver.main(flags("here", seed=3)) == 0
+    assert driver.main(flags("other", seed=4)) == 0
+    assert torch.equal(weights("elsewhere"), weights("here"))
+    assert not torch.equal(weights("elsewhere"), weights("other"))
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_saves_and_exits_130_and_resume_goes_on(tmp_path: Path, number: int) -> None:
+def test_the_command_of_the_readme_writes_every_tag(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with started(*QUICK, "--total-frames", "10000000", "--run-dir", str(run)) as process:
-        wait_for_line(process, "every actor has pushed")
-        wait_until_learning(run)
-        interrupt(process, number)
-        began_s = time.monotonic()
-        process.communicate(timeout=60)
-        assert time.monotonic() - began_s < 15
-        assert process.returncode == 130
+    arguments = readme_arguments()
+    arguments[arguments.index("--total-frames") + 1] = "20000"
+    # Games of 1,000 frames, so that some end; few samples, since a step takes 0.2 s on a busy core.
+    small = (
+        *("--replay.min-size", "1000", "--replay.samples-per-insert", "2"),
+        *("--env.max-game-frames", "1000", "--evaluator.episodes", "1"),
+        *("--learner.compile", "off", "--run-dir", str(run)),
+    )
+    done = launch(*arguments, *small)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert result_of(run)["end_reason"] == "done"
+    quartiles = {f"train/episode_return_quartile_{q}" for q in range(1, 5)}
+    expect_tags(run, TAGS | quartiles | {"eval/human_normalized_score"})
+
+
+def readme_arguments() -> list[str]:
+    """Return what README's quick run gives to launch.py."""
+    block = re.search(r"<!-- run -->\n```bash\n(.+)\n```", (ROOT / "README.md").read_text())
+    assert block is not None
+    install, _, run = block[1].partition(" && ")
+    assert install == "pip install -e ."
+    python, script, *arguments = shlex.split(run)
+    assert (python, script) == ("python", "launch.py")
+    return arguments
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+@pytest.mark.ray
+def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_until(lambda: has_learned(run), "learner step")
+        expect_130(launched, signal.SIGINT)
+        assert f"--resume {run}" in launched.said
     first = result_of(run)
     assert first["end_reason"] == "interrupted"
-    total = str(first["frames"] + 4_000)
-    done = launch("--resume", str(run), "--total-frames", total)
+    newest = CheckpointFolder(run / "checkpoints", 1).newest()
+    assert newest is not None
+    assert load(newest)["counters"]["learner_step"] == first["learner_steps"] > 0
+
+    total = first["frames"] + 4_000
+    done = launch("--resume", str(run), "--total-frames", str(total))
     assert done.returncode == 0, done.stdout + done.stderr
     second = result_of(run)
-    assert second["frames"] >= first["frames"] + 4_000
+    assert second["end_reason"] == "done"
+    assert second["frames"] >= total
     assert second["learner_steps"] > first["learner_steps"]
     frames, _, _ = read_scalars(run)["replay/transitions"]
     assert (frames[1:] >= frames[:-1]).all(), "the curve must go on, not start again"
 
 
 @pytest.mark.ray
-def test_a_killed_actor_is_started_again(tmp_path: Path) -> None:
+def test_a_killed_actor_is_started_again_and_its_transitions_count(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    flags = (*QUICK, "--actors", "2", "--total-frames", "10000000", "--run-dir", str(run))
-    with started(*flags) as process:
-        wait_for_line(process, "every actor has pushed")
-        children = psutil.Process(process.pid).children(recursive=True)
-        victim = next(p for p in children if p.name().startswith("ray::ActorProc"))
+    with started(*ENDLESS, "--actors", "1", "--run-dir", str(run)) as launched:
+        launched.wait_for("every actor has pushed")
+        (victim,) = launched.workers("ActorProcess")
         victim.kill()
-        wait_for_line(process, "actor")
-        deadline_s = time.monotonic() + 90
-        while time.monotonic() < deadline_s and "died" not in (run / "log.txt").read_text():
-            time.sleep(0.5)
-        time.sleep(12)  # one row of scalars
-        interrupt(process)
-        process.communicate(timeout=60)
+        launched.wait_for("actor 0 died, starting it again")
+        before = frames_written(run)
+        # It is the only actor: what replay accepts from now on comes from the new one.
+        launched.wait_until(lambda: frames_written(run) > before + 1_000, "1,000 more frames")
+        expect_130(launched, signal.SIGTERM)
     _, restarts, _ = read_scalars(run)["health/actor_restarts"]
     assert restarts[-1] == 1
 
 
-def wait_until_learning(run: Path, timeout_s: float = 90.0) -> None:
-    """Wait for the first scalars of the learner."""
-    deadline_s = time.monotonic() + timeout_s
-    while time.monotonic() < deadline_s:
-        scalars = read_scalars(run)
-        if "throughput/learner_steps_per_s" in scalars:
-            _, steps_per_s, _ = scalars["throughput/learner_steps_per_s"]
-            if (steps_per_s > 0).any():
-                return
-        time.sleep(0.5)
-    raise AssertionError("the learner did not start")
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "role", ["LearnerProcess", pytest.param("ReplayProcess", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_learner_or_replay_is_killed_ends_1_and_says_why(
+    tmp_path: Path, role: str
+) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_for("every actor has pushed")
+        (victim,) = launched.workers(role)
+        victim.kill()
+        done = launched.wait(60.0)
+    assert done.returncode == 1
+    assert "the run ended: " in done.stdout
+    assert "Traceback" not in done.stderr
+    assert result_of(run)["end_reason"] not in ("done", "interrupted", "failed")
 
 
-def test_serial_runs_of_one_seed_are_the_same_to_the_bit(tmp_path: Path) -> None:
-    digests = []
-    for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        run = tmp_path / name
-        done = launch(
-            *QUICK, "--serial", "--seed", seed, "--total-frames", "3000", "--run-dir", str(run)
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        (checkpoint,) = (run / "checkpoints").glob("checkpoint_*.pt")
-        digests.append(load(checkpoint)["weights"])
-    assert torch.equal(digests[0], digests[1])
-    assert not torch.equal(digests[0], digests[2])
+@pytest.mark.ray
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_while_ray_starts_exits_130_and_leaves_nothing(
+    tmp_path: Path, number: int
+) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_for("run folder")
+        launched.wait_until(lambda: len(launched.processes()) > 1, "process of Ray's")
+        expect_130(launched, number)
+        assert "Traceback" not in launched.said
+    assert result_of(run)["end_reason"] == "interrupted"
+
+
+@pytest.mark.ray
+def test_ctrl_c_while_workers_start_exits_130_and_leaves_nothing(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_until(lambda: bool(launched.workers("Learner")), "learner process")
+        expect_130(launched, signal.SIGINT)
+        assert "Traceback" not in launched.said
+    assert result_of(run)["end_reason"] == "interrupted"
+    assert "--resume" not in launched_log(run), "there is nothing to resume from"
+
+
+def test_ctrl_c_while_modules_are_imported_exits_130_in_silence(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_until(lambda: imports_torch(launched), "import of torch")
+        expect_130(launched, signal.SIGINT)
+        assert launched.said == ""
+    assert not run.exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_nothing_of_a_driver_that_was_killed_is_left_in_the_end(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+        launched.wait_for("every actor has pushed")
+        launched.kill()
+        launched.wait_until_gone(30.0)
+        # Ray's own agents, which hold no port and no memory to speak of, wait a minute for news.
+        assert launched.workers("ActorProcess") + launched.workers("LearnerProcess") == []
+        assert launched.wait_until_gone(90.0) == []
+
+
+def expect_130(launched: Launched, number: int) -> None:
+    """Send the signal and see the run end as DESIGN says."""
+    launched.interrupt(number)
+    done = launched.wait(STOP_S)
+    assert done.returncode == 130, launched.said
+    assert launched.wait_until_gone(STOP_S) == []
+
+
+def imports_torch(launched: Launched) -> bool:
+    """Return whether the driver has torch's library open, long before it can run a command."""
+    (process,) = launched.processes()
+    return any("libtorch" in mapped.path for mapped in process.memory_maps())
+
+
+def launched_log(run: Path) -> str:
+    """Return what the run said into its folder."""
+    return (run / "log.txt").read_text()
+
+
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -166,39 +317,60 @@ def test_serial_runs_of_one_seed_are_the_same_to_the_bit(tmp_path: Path) -> None
         (("--replay.capacity", "2000000000"), "--replay.capacity 2000000000: takes up to"),
         (("--address", "127.0.0.1:1"), "--address 127.0.0.1:1: no Ray cluster answers"),
         (("--serial", "--address", "auto"), "--serial"),
+        (("--resume", "/nonexistent"), "/nonexistent: is not a run folder"),
         (("eval", "/nonexistent"), "/nonexistent: is not a run folder"),
         (("plot", "/nonexistent"), "/nonexistent: is not a run folder"),
         (("trian",), "trian: must be train"),
     ],
 )
 def test_bad_input_is_one_clear_line_and_exit_2(
-    tmp_path: Path, arguments: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    arguments: tuple[str, ...],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = launch(*arguments)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert said in " ".join(done.stderr.split()), done.stderr
-    assert "Traceback" not in done.stderr
+    errors = refusal(arguments, capsys)
+    assert said in " ".join(errors.split()), errors
     assert list(tmp_path.iterdir()) == [], "nothing may be written"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_cuda_without_a_device_is_refused(tmp_path: Path) -> None:
-    done = launch("--device", "cuda", "--run-dir", str(tmp_path / "run"))
+def test_bad_input_ends_the_process_with_2_and_no_traceback(tmp_path: Path) -> None:
+    done = launch("--env", "Pnog", cwd=tmp_path)
     assert done.returncode == 2
-    assert "--learner.device cuda: this machine has no CUDA device" in done.stderr
+    assert done.stdout == ""
+    assert "--env.id Pnog" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_not_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+def test_cuda_without_a_device_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    errors = refusal(("--device", "cuda", "--run-dir", str(tmp_path / "run")), capsys)
+    assert "--learner.device cuda: this machine has no CUDA device" in errors
+
+
+def test_a_folder_that_is_not_a_run_is_refused_and_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "thesis.txt").write_text("three years")
-    done = launch("--run-dir", str(tmp_path))
-    assert done.returncode == 2
-    assert "is not a run" in done.stderr
+    assert "is not a run" in refusal(("--run-dir", str(tmp_path)), capsys)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_all_problems_are_named_at_once(tmp_path: Path) -> None:
-    done = launch("--actors", "0", "--agent.n-step", "0", "--run-dir", str(tmp_path / "run"))
-    assert done.returncode == 2
-    assert "--actor.count 0" in done.stderr
-    assert "--agent.n-step 0" in done.stderr
+def test_all_problems_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ("--actors", "0", "--agent.n-step", "0", "--run-dir", str(tmp_path / "run"))
+    errors = refusal(flags, capsys)
+    assert "--actor.count 0" in errors
+    assert "--agent.n-step 0" in errors
+
+
+def refusal(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
+    """Return what the command says when it refuses, in this process."""
+    with pytest.raises(SystemExit) as end:
+        driver.main(arguments)
+    assert end.value.code == 2
+    return capsys.readouterr().err

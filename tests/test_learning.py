@@ -1,13 +1,20 @@
-"""Learns Catch to a floor, in one process and through Ray, and not when the target or the discount is wrong.
+"""Learns Catch to a floor, serially and through Ray, and fails to where a target is sabotaged.
 
-The floor has two parts, since a wrong discount alone does not spoil the greedy play of a game whose length is fixed:
-whole greedy games must be won, and the value of the opening board must be what gamma makes of a catch six steps later.
+The floor has two halves. Greedy whole games must be won; and the value of the opening board must be
+what gamma makes of a catch six steps later, for in a game of fixed length a wrong discount spoils
+the values and not the play. Measured on seeds 1-3 (greedy return, value; the true value is 0.531):
+
+    as it should be                    1.00          0.562 to 0.571
+    no bootstrap                      -0.65 to 0.00  0.002 to 0.013
+    target network never copied       -1.00         -0.022
+    terminated games bootstrap         1.00          0.779 to 0.833
+    gamma applied twice                1.00          0.294
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +22,7 @@ import catch_game
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, launch as launch_process
+from launching import launch as launch_process
 from launching import result_of
 
 import launch
@@ -29,23 +36,38 @@ from learner.checkpoint import CheckpointFolder, load
 from learner.learner import Learner
 
 GAMMA = 0.9
-# One-step targets, so the reward of the last step reaches the first ones by bootstrapping alone.
-FLAGS = (
-    *("--env", catch_game.CATCH, "--preset", "cartpole"),
-    *("--agent.n-step", "1", "--agent.gamma", str(GAMMA), "--agent.hidden", "64"),
-    *("--actor.envs", "8", "--actor.segment-transitions", "7"),
-    *("--replay.capacity", "20000", "--replay.min-size", "500", "--replay.samples-per-insert", "32", "--replay.priority-exponent", "0.6"),
-    *("--learner.batch-size", "128", "--learner.learning-rate", "1e-3"),
-    *("--learner.target-period-learner-steps", "30"),
-    *("--evaluator.every-minutes", "60", "--evaluator.episodes", "40"),
-)  # fmt: skip
+# A catch six agent steps after the first action.
+TRUE_VALUE = GAMMA ** (catch_game.GAME_AGENT_STEPS - 1)
+FLOOR_RETURN = 0.9
+# Halfway to the nearest sabotage on either side, less the upward bias that a maximum has.
+VALUE_TOLERANCE = 0.13
+
+# About 1,500 learner steps: 7 s of one core.
+SETTINGS = {
+    "--preset": "cartpole",
+    "--env": catch_game.CATCH,
+    "--total-frames": "6000",
+    "--agent.n-step": "1",
+    "--agent.gamma": str(GAMMA),
+    "--agent.hidden": "64",
+    "--actor.envs": "8",
+    "--actor.segment-transitions": "7",
+    "--replay.min-size": "500",
+    "--replay.samples-per-insert": "32",
+    "--replay.priority-exponent": "0.6",
+    "--learner.batch-size": "128",
+    "--learner.learning-rate": "1e-3",
+    "--learner.target-period-learner-steps": "30",
+    "--evaluator.every-minutes": "60",  # once, at the end
+    "--evaluator.episodes": "40",
+}
 
 
 class Learned(NamedTuple):
     """What came out of a run.
 
     Fields:
-      greedy_return: mean return of greedy whole games; 1 is every ball caught.
+      greedy_return: mean return of whole greedy games; 1 is every ball caught.
       value: mean over the opening boards of the largest Q-value.
     """
 
@@ -54,25 +76,21 @@ class Learned(NamedTuple):
 
     @property
     def reaches_floor(self) -> bool:
-        return self.greedy_return >= 0.9 and abs(self.value - TRUE_VALUE) <= 0.1
+        """Whether the game was learned."""
+        is_right = abs(self.value - TRUE_VALUE) <= VALUE_TOLERANCE
+        return self.greedy_return >= FLOOR_RETURN and is_right
 
 
-# A catch six agent steps after the first action.
-TRUE_VALUE = GAMMA ** (catch_game.GAME_AGENT_STEPS - 1)
+def flags(run: Path, **changes: str) -> list[str]:
+    return [
+        "--run-dir",
+        str(run),
+        *(word for pair in {**SETTINGS, **changes}.items() for word in pair),
+    ]
 
 
-@pytest.fixture(autouse=True)
-def torch_is_left_as_it_was() -> Iterator[None]:
-    """A serial run makes this process's torch deterministic and single-threaded."""
-    before = torch.get_num_threads()
-    yield
-    torch.use_deterministic_algorithms(False)
-    torch.set_num_threads(before)
-
-
-def learn_serially(run: Path, total_frames: int, seed: int) -> Learned:
-    flags = (*FLAGS, "--total-frames", str(total_frames), "--seed", str(seed))
-    assert launch.main([*flags, "--serial", "--run-dir", str(run)]) == 0
+def learn_serially(run: Path, seed: int) -> Learned:
+    assert launch.main([*flags(run), "--serial", "--seed", str(seed)]) == 0
     return learned(run)
 
 
@@ -83,10 +101,85 @@ def learned(run: Path) -> Learned:
     config = override(Config(), payload["config"], str(newest))
     network = build_network(config.agent, spec_from_dict(payload["spec"]))
     load_flat_state(network, weights_from_payload(payload).buffer)
-    boards = np.zeros((catch_game.COLUMNS, 1, catch_game.ROWS, catch_game.COLUMNS), np.float32)
-    boards[:, 0, -1, catch_game.COLUMNS // 2] = 1.0
-    boards[range(catch_game.COLUMNS), 0, 0, range(catch_game.COLUMNS)] = 1.0
     with torch.no_grad():
-        q = network(torch.from_numpy(boards.reshape(catch_game.COLUMNS, 1, -1)))
-    score = result_of(run)["last_eval_score"]
-    return Learned(score, float(q.max(dim=1).values.mean()))
+        q = network(torch.from_numpy(opening_boards()))
+    return Learned(result_of(run)["last_eval_score"], float(q.max(dim=1).values.mean()))
+
+
+def opening_boards() -> np.ndarray:
+    """Return float32[columns, 1, rows * columns]: the ball over each column once."""
+    boards = []
+    game = catch_game.Catch()
+    for column in range(catch_game.COLUMNS):
+        game.reset(seed=0)
+        game.put_ball(column)
+        boards.append(game.board())
+    return np.stack(boards)[:, np.newaxis]
+
+
+# --- sabotages ------------------------------------------------------------------------------------
+
+
+def as_it_should_be(patch: pytest.MonkeyPatch) -> None:
+    """Change nothing."""
+
+
+def no_bootstrap(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(learner_module, "n_step_target", lambda r_t, *_: r_t)
+
+
+def target_network_is_never_copied(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Learner, "_copy_target", lambda self: None)
+
+
+def terminated_games_bootstrap(patch: pytest.MonkeyPatch) -> None:
+    """Treat the end of a game as a cut, the classic confusion."""
+    observe = NStepAccumulator.observe
+
+    def confused(self: Any, *args: Any, terminated: bool, truncated: bool, **rest: Any) -> Any:
+        return observe(self, *args, terminated=False, truncated=terminated or truncated, **rest)
+
+    patch.setattr(NStepAccumulator, "observe", confused)
+
+
+def gamma_applied_twice(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        learner_module,
+        "n_step_target",
+        lambda r_t, discount_t, *q: n_step_target(r_t, GAMMA * discount_t, *q),
+    )
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "learns"),
+    [
+        (as_it_should_be, True),
+        (no_bootstrap, False),
+        (target_network_is_never_copied, False),
+        (terminated_games_bootstrap, False),
+        (gamma_applied_twice, False),
+    ],
+)
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_catch_is_learned_serially_unless_the_target_is_sabotaged(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    learns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sabotage(monkeypatch)
+    outcome = learn_serially(tmp_path / "run", seed=1)
+    assert outcome.reaches_floor == learns, outcome
+
+
+@pytest.mark.ray
+def test_catch_is_learned_through_ray(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tests = str(Path(__file__).parent)
+    paths = [tests, *filter(None, [os.environ.get("PYTHONPATH")])]
+    # Actors play on while new weights are on their way, up to a second: it takes more games.
+    longer = {"--total-frames": "16000", "--replay.samples-per-insert": "24", "--actors": "2"}
+    done = launch_process(*flags(run, **longer), environment={"PYTHONPATH": os.pathsep.join(paths)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    outcome = learned(run)
+    assert outcome.reaches_floor, outcome

@@ -22,6 +22,7 @@ from common.config import Config
 from common.packing import PackingError
 from common.source import source_hash
 from common.types import (
+    Batch,
     EnvironmentSpec,
     PriorityUpdate,
     Segment,
@@ -32,7 +33,7 @@ from learner.weight_store import WeightStore
 from replay.assembly import make_sampler
 from replay.client import RayShard
 from replay.handles import ShardHandle
-from replay.sampler import PriorityUpdater
+from replay.sampler import PriorityUpdater, ReplaySampler
 from replay.server import ReplayServer
 from replay.storage import shard_of
 from replay.writer import ReplayWriter
@@ -86,7 +87,8 @@ def push_all(handles: Sequence[ShardHandle], segments: Sequence[Segment]) -> Non
     writer = ReplayWriter(shards=handles, window=1, first_shard=0, clock=time.monotonic)
     for segment in segments:
         writer.push([segment], (), NO_PHASES)
-        until(lambda: (writer.wait(0.1), writer.has_room())[1])
+        while not writer.has_room():
+            writer.wait(PATIENCE_S)
 
 
 def until(attempt: Callable[[], T | None]) -> T:
@@ -109,8 +111,7 @@ def test_batches_over_shards_hold_what_was_pushed_and_priorities_find_their_shar
     segments = [make_segment(sequence=s, learner_step=s) for s in range(4)]
     push_all(handles, segments)
     sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1)
-    batch = until(sampler.fetch)
-    assert sampler.inserts == sampler.size == 4 * 5
+    batch = batch_over_all(sampler, 4 * 5)
     # r_t says which row of which segment it is: see fakes.make_segment.
     rows = {float(np.float32(r)): (s, i) for s in segments for i, r in enumerate(s.r_t)}
     for row, (segment, i) in enumerate(rows[float(r)] for r in batch.r_t):
@@ -129,6 +130,13 @@ def test_batches_over_shards_hold_what_was_pushed_and_priorities_find_their_shar
     expected = np.zeros(shards)
     expected[shard_of(first)[0]] = 8.0 - 1.0
     np.testing.assert_allclose(gained, expected, atol=1e-9)
+
+
+def batch_over_all(sampler: ReplaySampler, transitions: int) -> Batch:
+    """Return a batch that was asked for when all shards had said what they hold."""
+    until(lambda: (sampler.fetch(), sampler.size == sampler.inserts == transitions)[1])
+    until(sampler.fetch)  # asked for before, when one shard may have been silent yet
+    return until(sampler.fetch)
 
 
 def test_segments_go_round_the_shards_one_by_one(connect: Connect) -> None:
@@ -181,8 +189,8 @@ def test_a_killed_shard_is_an_error_at_every_client_and_no_hang(serve: Serve) ->
     servers = [serve(config, ENVIRONMENT, shard, 0) for shard in range(2)]
     handles = [RayShard(server, shard) for shard, server in enumerate(servers)]
     push_all(handles, [make_segment(sequence=s) for s in range(4)])
-    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=2)
-    ids = until(sampler.fetch).ids
+    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1)
+    ids = batch_over_all(sampler, 4 * 5).ids
     mine = PriorityUpdate(ids[shard_of(ids) == 1], np.ones((shard_of(ids) == 1).sum(), np.float32))
     assert len(mine.ids)
 

@@ -268,11 +268,9 @@ def decoded(storage: SegmentStorage, slot: int) -> tuple[np.ndarray, np.ndarray]
     stored = storage.segment(int(row["segment"]))
     frames: list[np.ndarray] = []
     for block in range(row["first_block"], row["first_block"] + row["num_blocks"]):
-        left = stored.num_frames - block * stored.frames_per_block
-        bounds = stored.blocks_start + stored.block_bounds
         raw = decompress_block(
-            memoryview(stored.packed)[bounds[block] : bounds[block + 1]],
-            min(left, stored.frames_per_block) * SPEC.frame_bytes,
+            stored.blocks[stored.block_bounds[block] : stored.block_bounds[block + 1]],
+            stored.block_frames[block] * SPEC.frame_bytes,
         )
         frames += list(np.frombuffer(raw, SPEC.dtype).reshape(-1, *SPEC.frame_shape))
 
