@@ -51,6 +51,7 @@ from common.ray_run import RayRun, Roles, RunEnded, cause_of
 from common.reporter import Reporter
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
+from common.seeding import derive_seed
 from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
@@ -237,6 +238,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         spec=plan.spec,
         total_frames=config.total_frames,
         capacity=config.replay.capacity,
+        min_size=config.replay.min_size,
         samples_before=plan.samples_before,
         agent_steps_before=plan.agent_steps_before,
         mean_epsilon=mean_epsilon,
@@ -365,7 +367,8 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     def evaluate_published() -> None:
         if not config.evaluator.enabled:
             return
-        result = play(config, spec, published[0], interrupts.requested.is_set)
+        seed = derive_seed(config.seed, "evaluator", plan.incarnation)
+        result = play(config, spec, published[0], seed, interrupts.requested.is_set)
         if result is not None:
             reporter.evaluated(result)
             best.offer(result, published[0])
@@ -418,14 +421,18 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
 
 
 def play(
-    config: Config, spec: EnvironmentSpec, weights: Weights, should_stop: Callable[[], bool]
+    config: Config,
+    spec: EnvironmentSpec,
+    weights: Weights,
+    seed: int,
+    should_stop: Callable[[], bool],
 ) -> EvaluationResult | None:
     """Evaluate `weights` in this process as the evaluator process does; None when told to stop."""
     network = build_network(config.agent, spec)
     load_flat_state(network, weights.buffer)
     part = config.evaluator
     environments = make_environments(
-        config.env, min(part.episodes, _EVALUATION_ENVS), config.seed, training=False
+        config.env, min(part.episodes, _EVALUATION_ENVS), seed, training=False
     )
     try:
         started_s = time.monotonic()
@@ -433,7 +440,7 @@ def play(
             environments=environments,
             network=network,
             epsilon=part.epsilon,
-            rng=np.random.default_rng(config.seed),
+            rng=np.random.default_rng(seed),
         ).play(part.episodes, should_stop)
     finally:
         environments.close()
@@ -462,13 +469,12 @@ def evaluate(command: EvalCommand) -> int:
         refuse(str(error).splitlines())
     config = dataclasses.replace(
         config,
-        seed=command.seed,
         evaluator=dataclasses.replace(
             config.evaluator, episodes=command.episodes, epsilon=command.epsilon
         ),
     )
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
-    result = play(config, spec, weights, lambda: False)
+    result = play(config, spec, weights, command.seed, lambda: False)
     assert result is not None
     returns = result.returns
     normalized = human_normalized_score(spec.name, float(returns.mean()))

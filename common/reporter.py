@@ -79,6 +79,7 @@ class Reporter:
         spec: EnvironmentSpec,
         total_frames: int,
         capacity: int,
+        min_size: int,
         samples_before: int,
         agent_steps_before: int,
         mean_epsilon: Callable[[int], float],
@@ -92,6 +93,7 @@ class Reporter:
           spec: the run's environment.
           total_frames: where the run ends.
           capacity: transitions replay may hold.
+          min_size: transitions that are inserted before learning starts.
           samples_before: transitions trained on before this start of the run.
           agent_steps_before: agent steps accepted before this start of the run.
           mean_epsilon: mean exploration rate over all environments at an agent step.
@@ -102,6 +104,7 @@ class Reporter:
         self._spec = spec
         self._total_frames = total_frames
         self._capacity = capacity
+        self._min_size = min_size
         self._samples_before = samples_before
         self._agent_steps_before = agent_steps_before
         self._mean_epsilon = mean_epsilon
@@ -258,8 +261,9 @@ class Reporter:
         self._phases = {role: [] for role in self._phases}
 
     def _ratio(self, samples: int, inserts: int) -> float:
-        """Samples per insert since this start of the run, the limiter's own point of view."""
-        return (samples - self._samples_before) / inserts if inserts else math.nan
+        """Samples per insert as the rate limiter counts them: since replay held its minimum."""
+        counted = inserts - self._min_size
+        return (samples - self._samples_before) / counted if counted > 0 else math.nan
 
 
 def _mean(values: Collection[float]) -> float:

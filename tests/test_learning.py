@@ -1,14 +1,15 @@
 """Learns Catch to a floor, serially and through Ray, and fails to where a target is sabotaged.
 
 The floor has two halves. Greedy whole games must be won; and the value of the opening board must be
-what gamma makes of a catch six steps later, for in a game of fixed length a wrong discount spoils
-the values and not the play. Measured on seeds 1-3 (greedy return, value; the true value is 0.531):
+about what gamma makes of a catch six steps later, 0.531, for in a game of fixed length a wrong
+discount spoils the values and not the play. Measured (greedy return, value):
 
-    as it should be                    1.00          0.562 to 0.571
-    no bootstrap                      -0.65 to 0.00  0.002 to 0.013
-    target network never copied       -1.00         -0.022
-    terminated games bootstrap         1.00          0.779 to 0.833
-    gamma applied twice                1.00          0.294
+    as it should be, seeds 1-7          1.00            0.562 to 0.616
+    the same through Ray, seeds 1-4     1.00            0.558 to 0.585
+    no bootstrap, seeds 1-2             0.05 and 0.55   0.002 and 0.007
+    target never copied, seeds 1-2      0.05 and 0.45   0.003 and 0.019
+    ended games bootstrap, seeds 1-4    1.00            1.008 to 1.208
+    gamma applied twice, seeds 1-2      1.00            0.319 and 0.320
 """
 
 from __future__ import annotations
@@ -36,11 +37,10 @@ from learner.checkpoint import CheckpointFolder, load
 from learner.learner import Learner
 
 GAMMA = 0.9
-# A catch six agent steps after the first action.
-TRUE_VALUE = GAMMA ** (catch_game.GAME_AGENT_STEPS - 1)
 FLOOR_RETURN = 0.9
-# Halfway to the nearest sabotage on either side, less the upward bias that a maximum has.
-VALUE_TOLERANCE = 0.13
+# Halfway between what is right, which a maximum over noise biases upward, and what is wrong.
+LEAST_VALUE = 0.44
+MOST_VALUE = 0.8
 
 # About 1,500 learner steps: 7 s of one core.
 SETTINGS = {
@@ -77,8 +77,7 @@ class Learned(NamedTuple):
     @property
     def reaches_floor(self) -> bool:
         """Whether the game was learned."""
-        is_right = abs(self.value - TRUE_VALUE) <= VALUE_TOLERANCE
-        return self.greedy_return >= FLOOR_RETURN and is_right
+        return self.greedy_return >= FLOOR_RETURN and LEAST_VALUE <= self.value <= MOST_VALUE
 
 
 def flags(run: Path, **changes: str) -> list[str]:

@@ -140,6 +140,7 @@ class Stage:
             "spec": PONG,
             "total_frames": 40_000,
             "capacity": 1_000,
+            "min_size": 0,
             "samples_before": 0,
             "agent_steps_before": 0,
             "mean_epsilon": lambda agent_steps: agent_steps / 1e6,
@@ -485,3 +486,16 @@ def test_one_busy_shard_of_two_does_not_limit_the_run(stage: Stage) -> None:
         learner=learner_report(learner_step=1),
     )
     assert status.limiting_stage == "learning"
+
+
+def test_samples_per_insert_counts_from_the_minimum_size_as_the_limiter_does(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path)
+    stage.start(min_size=100)
+    filling = stage.update(shard_report(inserts=100), after_s=1.0)
+    assert math.isnan(filling.samples_per_insert)
+    status = stage.update(
+        shard_report(inserts=150), after_s=1.0, learner=learner_report(samples=400)
+    )
+    assert status.samples_per_insert == 400 / (150 - 100)

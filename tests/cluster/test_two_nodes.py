@@ -109,6 +109,7 @@ def test_a_run_joins_the_cluster_and_actors_play_apart_from_the_learner(
         time.sleep(0.2)
 
 
+@pytest.mark.slow  # Ray itself retries for 20 s
 def test_a_run_with_a_wrong_token_is_refused(cluster: dict, tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--preset", "cartpole", "--address", cluster["address"], "--run-dir", str(run))
