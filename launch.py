@@ -45,7 +45,6 @@ from common.config import Config, ConfigError, override
 from common.console import Console
 from common.networks import build_network, load_flat_state
 from common.plan import Plan, machine_problems, network_problems
-from common.plots import plot_runs
 from common.presets import PRESETS
 from common.ray_run import RayRun, Roles, RunEnded, cause_of
 from common.reporter import Reporter
@@ -505,6 +504,8 @@ def _checkpoint_path(folder: RunFolder, name: str) -> Path:
 
 def plot(arguments: Sequence[str]) -> int:
     """Draw the runs' PNGs."""
+    from common.plots import plot_runs  # matplotlib: a second that every other command can spare
+
     command = parse_plot(arguments)
     try:
         folders = [RunFolder.of_run(path).path for path in command.run_dirs]

@@ -15,6 +15,21 @@ import ray
 _OBJECT_STORE_BYTES = 1 << 30
 
 
+# Whether what this process forks is a part of Ray.
+_is_starting = False
+
+
+def _leave_group() -> None:
+    if _is_starting:
+        os.setpgrp()
+
+
+# Whoever signals the run's process group (a terminal, `timeout`, a batch system) must reach the
+# driver alone: Ray ends at once on SIGTERM, and the learner could not save. Ray has no option for
+# it; it forks in a way that calls these hooks.
+os.register_at_fork(after_in_child=_leave_group)
+
+
 def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_STORE_BYTES) -> None:
     """Start a Ray for this run alone; never join one that happens to be there.
 
@@ -31,11 +46,16 @@ def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_ST
         )
     # Ray reads the token once per process: a second start has to use the first one's.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    _init(
-        address="local",
-        include_dashboard=dashboard,
-        object_store_memory=object_store_bytes,
-    )
+    global _is_starting
+    _is_starting = True
+    try:
+        _init(
+            address="local",
+            include_dashboard=dashboard,
+            object_store_memory=object_store_bytes,
+        )
+    finally:
+        _is_starting = False
 
 
 def join_cluster(address: str) -> None:
