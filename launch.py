@@ -156,10 +156,10 @@ def train(arguments: Sequence[str]) -> int:
         }
         plan.folder.write_json("result.json", result)
         reporter.close()
+        console.close()  # the last status; notes may follow
         console.note(f"{reason}: {result}")
         if code and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
-        console.close()
         ray.shutdown()
     return code
 
@@ -189,7 +189,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             cores=resolve_threads(0),
             has_cuda=torch.cuda.is_available(),
         )
-    counters = {"agent_steps": 0, "samples": 0, "incarnation": -1}
+    counters = {"agent_steps": 0, "learner_step": 0, "samples": 0, "incarnation": -1}
     resume_from = ""
     try:
         if command.resume is not None:
@@ -220,6 +220,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         max_bytes=config.replay.max_bytes or memory_bytes // 2,
         resume_from=resume_from,
         agent_steps_before=counters["agent_steps"],
+        learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
         incarnation=counters["incarnation"] + 1,
     )
@@ -239,6 +240,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         capacity=config.replay.capacity,
         min_size=config.replay.min_size,
         samples_before=plan.samples_before,
+        learner_steps_before=plan.learner_steps_before,
         agent_steps_before=plan.agent_steps_before,
         mean_epsilon=mean_epsilon,
         console=console,

@@ -28,6 +28,7 @@ class Plan:
       max_bytes: most bytes of replay over all shards.
       resume_from: path of the checkpoint to go on from, "" for a new run.
       agent_steps_before: agent steps accepted before this start of the run.
+      learner_steps_before: gradient updates done before it.
       samples_before: transitions trained on before it.
       incarnation: how often the run was started before.
     """
@@ -38,6 +39,7 @@ class Plan:
     max_bytes: int
     resume_from: str
     agent_steps_before: int
+    learner_steps_before: int
     samples_before: int
     incarnation: int
 

@@ -81,6 +81,7 @@ class Reporter:
         capacity: int,
         min_size: int,
         samples_before: int,
+        learner_steps_before: int,
         agent_steps_before: int,
         mean_epsilon: Callable[[int], float],
         console: Console,
@@ -95,6 +96,7 @@ class Reporter:
           capacity: transitions replay may hold.
           min_size: transitions that are inserted before learning starts.
           samples_before: transitions trained on before this start of the run.
+          learner_steps_before: gradient updates done before this start of the run.
           agent_steps_before: agent steps accepted before this start of the run.
           mean_epsilon: mean exploration rate over all environments at an agent step.
           console: where to show the status.
@@ -115,7 +117,7 @@ class Reporter:
         self._inserted, self._sampled, self._stepped = (
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
-        self._learner_step: int | None = None
+        self._learner_step = learner_steps_before
         self._agent_steps = agent_steps_before
         self._returns: deque[float] = deque(maxlen=_RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
@@ -134,7 +136,7 @@ class Reporter:
         return Progress(
             frames=self._agent_steps * self._spec.action_repeat_frames,
             agent_steps=self._agent_steps,
-            learner_steps=self._learner_step or 0,
+            learner_steps=self._learner_step,
             last_train_return=_mean(self._returns),
             last_eval_score=self._eval_score,
         )

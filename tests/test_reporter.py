@@ -142,6 +142,7 @@ class Stage:
             "capacity": 1_000,
             "min_size": 0,
             "samples_before": 0,
+            "learner_steps_before": 0,
             "agent_steps_before": 0,
             "mean_epsilon": lambda agent_steps: agent_steps / 1e6,
             "console": self.console,
@@ -403,8 +404,9 @@ def test_train_return_is_the_mean_of_the_last_hundred_games(stage: Stage) -> Non
 
 def test_resumed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    stage.start(agent_steps_before=1_000, samples_before=8_000)
+    stage.start(agent_steps_before=1_000, samples_before=8_000, learner_steps_before=300)
     assert stage.reporter.progress.frames == 4_000
+    assert stage.reporter.progress.learner_steps == 300
     stage.update(
         shard_report(), after_s=0.0, learner=learner_report(learner_step=300, samples=8_000)
     )
