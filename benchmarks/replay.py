@@ -51,7 +51,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         replay=ReplayConfig(
             capacity=transitions, min_size=_BATCH, samples_per_insert="off", max_bytes=_MAX_BYTES
         ),
-        learner=LearnerConfig(batch_size=_BATCH, decode_threads=2),
+        learner=LearnerConfig(batch_size=_BATCH),
     )
     server = ReplayServer.options(num_cpus=0).remote(config, spec, 0, 0, _MAX_BYTES, source_hash())
     shard = RayShard(server, 0)
@@ -81,7 +81,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
             "transitions/s",
             medians["floor"],
             "the same replay and decoder in one process, without Ray",
-            settings | {"decode_threads": 2, "least": _LEAST["sample"]},
+            settings | {"decode_threads": 1, "least": _LEAST["sample"]},
         ),
         row(
             "replay_insert",

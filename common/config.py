@@ -147,7 +147,7 @@ class LearnerConfig:
     prefetch_batches: int = 2
     """Decoded batches kept ready, on the device, while the learner steps."""
     decode_threads: int = 1
-    """Threads that decompress; lz4 releases the interpreter lock."""
+    """Threads that decompress. On 2 cores a second one halved the rate: docs/decisions.md."""
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"

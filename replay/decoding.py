@@ -13,7 +13,9 @@ from common.types import ObservationSpec, SampleReply
 
 
 class Decoder:
-    """Decodes sampled rows; lz4 releases the interpreter lock, so several threads share the work.
+    """Decodes sampled rows, with several threads if so told.
+
+    lz4 releases the interpreter lock, but for some 10 us at a time only: docs/decisions.md.
 
     `decode` may be called from one thread at a time.
     """
