@@ -334,9 +334,9 @@ def tune_allocator() -> bool:
     A step on the CPU allocates hundreds of megabytes of temporaries, and by default each is mapped,
     zeroed page by page and unmapped again: plain compiled steps of batch 512 went from 1,280 to
     1,600 samples/s on two cores with this. One arena serves all threads, since only the main one
-    obeys, and Ray runs the learner in another thread (977 and 1,176 eager samples/s, 1,373 and 1,379 with one
-    arena). The process then never shrinks, so the learner's process calls it, at its start, and
-    nothing does at import.
+    obeys, and Ray runs the learner in another thread (977 and 1,176 eager samples/s, 1,373 and
+    1,379 with one arena). The process then never shrinks, so the learner's process calls it, at its
+    start, and nothing does at import.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "gnu_get_libc_version"):
