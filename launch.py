@@ -63,7 +63,7 @@ from learner.assembly import (
     weights_from_payload,
     weights_payload,
 )
-from learner.checkpoint import CheckpointError, CheckpointFolder, load, save
+from learner.checkpoint import CheckpointError, CheckpointFolder, save
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
 from learner.weight_store import WeightStore
@@ -286,7 +286,7 @@ class BestWeights:
         self._path = plan.folder.checkpoints / "best.pt"
         self._score = -math.inf
         if plan.resume_from and self._path.exists():
-            self._score = load(self._path)["score"]
+            self._score = load_checkpoint(self._path)["score"]
 
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
         """Save the weights that played, unless others scored better."""
@@ -331,7 +331,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     device = resolve_device(config.learner.device)
     learner = make_learner(config, spec, device=device, serial=True)
     if plan.resume_from:
-        learner.load_state_dict(load(Path(plan.resume_from))["learner"])
+        learner.load_state_dict(load_checkpoint(Path(plan.resume_from))["learner"])
     sampler = make_sampler(config, spec, shards=handles, in_flight=1)
     published: list[Weights] = []
 

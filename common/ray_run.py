@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections.abc import Callable
@@ -86,7 +85,6 @@ class RayRun:
         )
         self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
         self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
-        self._first_learner_step: int | None = None
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
         self._has_learned = False
@@ -168,17 +166,17 @@ class RayRun:
     def _is_placed(self, group: Any, bundles: list[dict[str, float]]) -> bool:
         """Wait for a host that has room for learner and replay; False when somebody interrupts."""
         ready = group.ready()
-        for waited in itertools.count():
-            if ray.wait([ready], timeout=1.0)[0]:
-                return True
+        waited_s = 0
+        while not ray.wait([ready], timeout=1.0)[0]:
             if self._interrupts.requested.is_set():
                 return False
-            if waited == 10:
+            waited_s += 1
+            if waited_s == 10:
                 self._console.note(
                     f"waiting for a host with {bundles} for learner and replay; the cluster has "
                     f"{_cluster_resources()}"
                 )
-        raise AssertionError("unreachable")
+        return True
 
     def _create(self, role: str, index: int) -> None:
         """Start an actor or the evaluator."""
@@ -201,8 +199,7 @@ class RayRun:
 
     def _poll(self) -> bool:
         """Gather the reports and show them; return whether the run is done."""
-        refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
-        answers = self._answer(refs, _FIRST_ANSWER_S)
+        answers = self._answer(self._ask_for_reports(), _FIRST_ANSWER_S)
         if answers is None:
             return False
         learner, shards = answers[0], answers[1:]
@@ -210,14 +207,16 @@ class RayRun:
         inserts: int = sum(shard.inserts for shard in shards)
         return inserts >= self._plan.agent_steps_left
 
+    def _ask_for_reports(self) -> list[Any]:
+        """Return the ObjectRefs of the learner's report and of every shard's."""
+        return [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
+
     def _book(self, learner: LearnerReport, shards: list[ReplayReport]) -> None:
         restarts = {
             role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
         }
         self._reporter.update(shards, learner, restarts)
-        if self._first_learner_step is None:
-            self._first_learner_step = learner.learner_step
-        self._has_learned = learner.learner_step > self._first_learner_step
+        self._has_learned = learner.learner_step > self._plan.learner_steps_before
         if self._silent:
             self._silent.difference_update(*(shard.actors for shard in shards))
             if not self._silent:
@@ -308,8 +307,7 @@ class RayRun:
         ]
         try:
             ray.get(self._learner_run, timeout=_SAVE_S)
-            refs = [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
-            learner, *shards = ray.get(refs, timeout=_ANSWER_S)
+            learner, *shards = ray.get(self._ask_for_reports(), timeout=_ANSWER_S)
             self._book(learner, shards)
         except ray.exceptions.RayError as error:
             raise RunEnded(f"could not save in order: {cause_of(error)}") from error

@@ -13,8 +13,14 @@ import torch
 from common.config import Config
 from common.source import expect_source
 from common.types import EnvironmentSpec, LearnerReport, Weights
-from learner.assembly import checkpoint_payload, make_learner, resolve_device, resolve_threads
-from learner.checkpoint import CheckpointFolder, load
+from learner.assembly import (
+    checkpoint_payload,
+    load_checkpoint,
+    make_learner,
+    resolve_device,
+    resolve_threads,
+)
+from learner.checkpoint import CheckpointFolder
 from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
@@ -64,7 +70,7 @@ class LearnerProcess:
         self._learner = make_learner(config, spec, device=device, serial=False)
         agent_steps, samples = 0, 0
         if resume_from:
-            payload = load(Path(resume_from))
+            payload = load_checkpoint(Path(resume_from))
             self._learner.load_state_dict(payload["learner"])
             agent_steps = payload["counters"]["agent_steps"]
             samples = payload["counters"]["samples"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from design_tags import DESIGN_TAGS
 from launching import ROOT, STOP_S, Launched, launch, result_of, started
 
 import launch as driver
@@ -21,27 +22,6 @@ from learner.checkpoint import CheckpointFolder, load
 QUICK = ("--preset", "cartpole")
 ENDLESS = (*QUICK, "--total-frames", "100_000_000", "--evaluator.every-minutes", "60")
 
-# Every tag of DESIGN section 4 but those that a game must have scores for.
-TAGS = {
-    "throughput/env_frames_per_s",
-    "throughput/learner_steps_per_s",
-    "throughput/transitions_sampled_per_s",
-    "throughput/transitions_inserted_per_s",
-    "train/episode_return",
-    "eval/episode_return",
-    "learner/td_loss",
-    "learner/q_mean",
-    "learner/grad_norm",
-    "replay/transitions",
-    "replay/bytes",
-    "replay/samples_per_insert",
-    "replay/stale_priority_updates",
-    "actors/policy_lag_learner_steps",
-    "actors/epsilon",
-    "health/actor_restarts",
-    "health/replay_restarts",
-    "health/learner_restarts",
-}
 ROLES = ("actor", "replay", "learner")
 
 
@@ -82,7 +62,7 @@ def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_pl
     assert result["learner_steps"] > 0
     assert result["last_train_return"] > 0
     assert result["last_eval_score"] > 0
-    expect_tags(run, TAGS)
+    expect_tags(run, DESIGN_TAGS)
     newest = CheckpointFolder(run / "checkpoints", 1).newest()
     assert newest is not None
     assert load(newest)["counters"]["learner_step"] == result["learner_steps"]
@@ -159,7 +139,7 @@ def test_the_command_of_the_readme_writes_every_tag(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert result_of(run)["end_reason"] == "done"
     quartiles = {f"train/episode_return_epsilon_quartile_{q}" for q in range(1, 5)}
-    expect_tags(run, TAGS | quartiles | {"eval/human_normalized_score"})
+    expect_tags(run, DESIGN_TAGS | quartiles | {"eval/human_normalized_score"})
 
 
 def readme_arguments() -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from design_tags import DESIGN_TAGS
 
 from common.console import Console, RunStatus
 from common.reporter import Progress, Reporter
@@ -34,32 +35,14 @@ PONG = EnvironmentSpec(
 )
 RESTARTS = {"actor": 3, "replay": 0, "learner": 1}
 
-# Every tag of the design, section 4, with phases that stand for each role's.
-TAGS = {
-    "throughput/env_frames_per_s",
-    "throughput/learner_steps_per_s",
-    "throughput/transitions_sampled_per_s",
-    "throughput/transitions_inserted_per_s",
-    "train/episode_return",
-    "eval/episode_return",
+# The same with phases that stand for each role's.
+TAGS = DESIGN_TAGS | {
     "eval/human_normalized_score",
-    "learner/td_loss",
-    "learner/q_mean",
-    "learner/grad_norm",
-    "replay/transitions",
-    "replay/bytes",
-    "replay/samples_per_insert",
-    "replay/stale_priority_updates",
-    "actors/policy_lag_learner_steps",
-    "actors/epsilon",
     "time/actor_environment_share",
     "time/actor_wait_share",
     "time/replay_sample_share",
     "time/learner_step_share",
     "time/learner_wait_share",
-    "health/actor_restarts",
-    "health/replay_restarts",
-    "health/learner_restarts",
 }
 
 
