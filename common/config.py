@@ -50,8 +50,9 @@ class EnvConfig:
 class AgentConfig:
     """What actors and learner must share: the network and the n-step target."""
 
-    network: Literal["nature_cnn", "mlp"] = "nature_cnn"
-    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `mlp`: for vectors."""
+    network: Literal["nature_cnn", "nips_cnn", "mlp"] = "nature_cnn"
+    """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
+    (Mnih et al. 2013), for learning on CPUs; `mlp`: for vectors."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True

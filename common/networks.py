@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,9 +15,26 @@ from common.types import EnvironmentSpec, ObservationSpec
 
 # Largest value of a uint8 pixel; the network scales to [0, 1] itself, on the device.
 _PIXEL_MAX = 255.0
-# Output channels, kernel size, stride of each convolution (Mnih et al. 2015, Methods).
-_NATURE_LAYERS = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
-_NATURE_HIDDEN = 512
+
+
+class _Shape(NamedTuple):
+    """What a convolutional network is made of.
+
+    Fields:
+      layers: output channels, kernel size and stride of each convolution.
+      hidden: width of the last hidden layer.
+    """
+
+    layers: tuple[tuple[int, int, int], ...]
+    hidden: int
+
+
+_CONVOLUTIONAL = {
+    # Mnih et al. 2015, Methods.
+    "nature_cnn": _Shape(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),
+    # Mnih et al. 2013, section 4.1: under a third of the arithmetic.
+    "nips_cnn": _Shape(((16, 8, 4), (32, 4, 2)), 256),
+}
 
 
 class QNetwork(nn.Module):
@@ -95,14 +113,15 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     Whoever wants others calls `initialise` or `load_flat_state`. No global generator is touched.
 
     Raises:
-      ValueError: `nature_cnn` cannot see frames of this shape.
+      ValueError: the convolutional network cannot see frames of this shape.
     """
     observation = spec.observation
     # On the meta device nothing is allocated or drawn; `initialise` writes every number once.
     with torch.device("meta"):
-        if agent.network == "nature_cnn":
-            torso, features = _nature_torso(observation)
-            hidden = _NATURE_HIDDEN
+        if agent.network in _CONVOLUTIONAL:
+            shape = _CONVOLUTIONAL[agent.network]
+            torso, features = _convolutional_torso(agent.network, observation)
+            hidden = shape.hidden
         else:
             torso, features = _mlp_torso(observation, agent.hidden[:-1])
             hidden = agent.hidden[-1]
@@ -120,19 +139,23 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     return network.eval()
 
 
-def _nature_torso(observation: ObservationSpec) -> tuple[nn.Module, int]:
-    """Return the convolutions of Mnih et al. 2015 and how many numbers they put out."""
+def _convolutional_torso(name: str, observation: ObservationSpec) -> tuple[nn.Module, int]:
+    """Return the convolutions of the network `name` and how many numbers they put out."""
+    convolutions = _CONVOLUTIONAL[name].layers
     sizes = list(observation.frame_shape)
-    for _, kernel, stride in _NATURE_LAYERS:
+    for _, kernel, stride in convolutions:
         sizes = [(size - kernel) // stride + 1 for size in sizes]
     if len(sizes) != 2 or min(sizes) < 1:
+        least = 1
+        for _, kernel, stride in reversed(convolutions):
+            least = (least - 1) * stride + kernel
         raise ValueError(
-            "Expect `frame_shape` of two sizes >= 36 for network nature_cnn, actually: "
+            f"Expect `frame_shape` of two sizes >= {least} for network {name}, actually: "
             f"{observation.frame_shape}; vector observations take mlp"
         )
     layers: list[nn.Module] = []
     channels = observation.stack
-    for outputs, kernel, stride in _NATURE_LAYERS:
+    for outputs, kernel, stride in convolutions:
         layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.ReLU()]
         channels = outputs
     return nn.Sequential(*layers), channels * sizes[0] * sizes[1]

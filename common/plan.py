@@ -13,7 +13,7 @@ from common.types import EnvironmentSpec
 # frame that is left of it on the games that compress worst.
 _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
-# The three convolutions of the Nature CNN leave nothing of a smaller picture.
+# The convolutions of the Nature CNN leave nothing of a smaller picture.
 _LEAST_PIXELS = 36
 
 
@@ -54,12 +54,12 @@ def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
     """Return a line if the network does not fit the environment's frames."""
     frame = spec.observation.frame_shape
     pixels = len(frame) == 2 and min(frame) >= _LEAST_PIXELS
-    if (config.agent.network == "nature_cnn") == pixels:
+    if (config.agent.network != "mlp") == pixels:
         return []
     return [
         f"--agent.network {config.agent.network}: does not fit frames of shape "
-        f"{spec.observation.frame_shape}; nature_cnn is for pixels (>= {_LEAST_PIXELS} a side), "
-        "mlp for vectors"
+        f"{spec.observation.frame_shape}; nature_cnn and nips_cnn are for pixels (>= {_LEAST_PIXELS} "
+        "a side), mlp for vectors"
     ]
 
 

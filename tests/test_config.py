@@ -241,7 +241,7 @@ CHANGES = {
     "env__id": st.text(max_size=20) | st.sampled_from(["off", "null", "1e3", "~", "2020-01-01"]),
     "env__sticky_actions": st.none() | FLOATS,
     "env__full_action_space": st.booleans(),
-    "agent__network": st.sampled_from(["nature_cnn", "mlp"]),
+    "agent__network": st.sampled_from(["nature_cnn", "nips_cnn", "mlp"]),
     "agent__hidden": st.lists(st.integers()).map(tuple),
     "actor__cpus": st.just("auto") | FLOATS,
     "replay__samples_per_insert": st.just("off") | FLOATS,

@@ -42,6 +42,16 @@ def test_nature_cnn_maps_stacks_of_pixels_to_action_values(dueling: bool) -> Non
     assert sum(p.numel() for p in network.parameters()) == expected
 
 
+def test_nips_cnn_has_the_layers_of_its_paper() -> None:
+    network = build_network(AgentConfig(network="nips_cnn", dueling=False), ATARI)
+    assert network(torch.zeros(3, 4, 84, 84, dtype=torch.uint8)).shape == (3, 6)
+    # Mnih et al. 2013, section 4.1: 16 filters of 8x8, stride 4; 32 of 4x4, stride 2; 256 units.
+    convolutions = 4 * 16 * 64 + 16 + 16 * 32 * 16 + 32
+    assert sum(p.numel() for p in network.parameters()) == (
+        convolutions + (32 * 9 * 9) * 256 + 256 + 256 * 6 + 6
+    )
+
+
 def test_pixels_are_scaled_to_one_inside_the_network() -> None:
     pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8, generator=seeded(1))
     floats = ATARI._replace(observation=ObservationSpec((84, 84), "float32", 4))
@@ -111,16 +121,19 @@ def test_observation_of_another_dtype_or_shape_is_rejected(observation: torch.Te
         build_network(CNN, ATARI)(observation)
 
 
-@pytest.mark.parametrize("frame_shape", [(4,), (35, 84), (3, 84, 84)])
-def test_nature_cnn_rejects_frames_that_it_cannot_see(frame_shape: tuple[int, ...]) -> None:
-    spec = ATARI._replace(observation=ObservationSpec(frame_shape, "uint8", 4))
-    with pytest.raises(ValueError, match="Expect `frame_shape` of two sizes >= 36"):
-        build_network(CNN, spec)
+@pytest.mark.parametrize(("name", "least"), [("nature_cnn", 36), ("nips_cnn", 20)])
+def test_cnn_rejects_frames_that_it_cannot_see(name: Any, least: int) -> None:
+    for frame_shape in [(4,), (least - 1, 84), (3, 84, 84)]:
+        spec = ATARI._replace(observation=ObservationSpec(frame_shape, "uint8", 4))
+        with pytest.raises(ValueError, match=f"of two sizes >= {least} for network {name}"):
+            build_network(AgentConfig(network=name), spec)
 
 
-def test_nature_cnn_takes_frames_that_are_not_square() -> None:
-    spec = ATARI._replace(observation=ObservationSpec((36, 100), "uint8", 2))
-    assert build_network(CNN, spec)(torch.zeros(1, 2, 36, 100, dtype=torch.uint8)).shape == (1, 6)
+@pytest.mark.parametrize(("name", "least"), [("nature_cnn", 36), ("nips_cnn", 20)])
+def test_cnn_takes_the_smallest_frames_and_any_that_are_not_square(name: Any, least: int) -> None:
+    spec = ATARI._replace(observation=ObservationSpec((least, 100), "uint8", 2))
+    network = build_network(AgentConfig(network=name), spec)
+    assert network(torch.zeros(1, 2, least, 100, dtype=torch.uint8)).shape == (1, 6)
 
 
 def test_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
