@@ -332,7 +332,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     learner = make_learner(config, spec, device=device, serial=True)
     if plan.resume_from:
         learner.load_state_dict(load_checkpoint(Path(plan.resume_from))["learner"])
-    sampler = make_sampler(config, spec, shards=handles, in_flight=1)
+    sampler = make_sampler(config, spec, shards=handles, in_flight=1, rows_per_request=1)
     published: list[Weights] = []
 
     def send_weights(weights: Weights) -> None:
@@ -345,7 +345,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     loop = LearnerLoop(
         learner=learner,
         fetcher=SynchronousFetcher(fetch=sampler.fetch, device=device),
-        send_priorities=PriorityUpdater(shards=handles, window=1).update,
+        send_priorities=PriorityUpdater(shards=handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
         agent_steps=lambda: plan.agent_steps_before + sum(s.inserted for s in shards),
         incarnation=plan.incarnation,

@@ -23,7 +23,7 @@ from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayShard
-from replay.sampler import PriorityUpdater
+from replay.sampler import ROWS_PER_CALL, PriorityUpdater
 from replay.server import ReplayServer
 
 _ROUNDS = 5
@@ -57,14 +57,18 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
     device = resolve_device("auto")
     learner = make_learner(config, spec, device=device, serial=False)
     learner.warm_up()
-    sampler = make_sampler(config, spec, shards=[shard], in_flight=2)
+    sampler = make_sampler(
+        config, spec, shards=[shard], in_flight=2, rows_per_request=ROWS_PER_CALL
+    )
     prefetcher = Prefetcher(
         fetch=sampler.fetch, device=device, depth=config.learner.prefetch_batches
     )
     loop = LearnerLoop(
         learner=learner,
         fetcher=prefetcher,
-        send_priorities=PriorityUpdater(shards=[shard], window=16).update,
+        send_priorities=PriorityUpdater(
+            shards=[shard], window=16, rows_per_call=ROWS_PER_CALL
+        ).update,
         send_weights=lambda weights: None,
         agent_steps=lambda: 0,
         incarnation=0,

@@ -22,7 +22,7 @@ from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
 from replay.client import RayShard
 from replay.handles import LocalShard, Pending, ShardHandle
-from replay.sampler import ReplaySampler
+from replay.sampler import ROWS_PER_CALL, ReplaySampler
 from replay.server import ReplayServer
 
 _BATCH = 512
@@ -143,7 +143,9 @@ def _pushes(segments: list[bytes]) -> list[Push]:
 
 
 def _sampler(config: Config, spec: EnvironmentSpec, shard: ShardHandle) -> ReplaySampler:
-    sampler = make_sampler(config, spec, shards=[shard], in_flight=2)
+    sampler = make_sampler(
+        config, spec, shards=[shard], in_flight=2, rows_per_request=ROWS_PER_CALL
+    )
     while sampler.fetch() is None:
         pass
     return sampler

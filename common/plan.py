@@ -58,8 +58,8 @@ def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
         return []
     return [
         f"--agent.network {config.agent.network}: does not fit frames of shape "
-        f"{spec.observation.frame_shape}; nature_cnn and nips_cnn are for pixels (>= {_LEAST_PIXELS} "
-        "a side), mlp for vectors"
+        f"{spec.observation.frame_shape}; nature_cnn and nips_cnn are for pixels "
+        f"(>= {_LEAST_PIXELS} a side), mlp for vectors"
     ]
 
 

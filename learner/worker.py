@@ -26,9 +26,9 @@ from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayShard
-from replay.sampler import PriorityUpdater
+from replay.sampler import ROWS_PER_CALL, PriorityUpdater
 
-# Batches asked of replay while one is decoded, and priority updates that may be under way.
+# Requests to replay and priority updates that may be under way.
 _SAMPLES_IN_FLIGHT = 2
 _UPDATES_IN_FLIGHT = 16
 _REPORT_S = 1.0
@@ -75,14 +75,23 @@ class LearnerProcess:
             agent_steps = payload["counters"]["agent_steps"]
             samples = payload["counters"]["samples"]
         shards = [RayShard(server, index) for index, server in enumerate(servers)]
-        self._sampler = make_sampler(config, spec, shards=shards, in_flight=_SAMPLES_IN_FLIGHT)
+        self._sampler = make_sampler(
+            config,
+            spec,
+            shards=shards,
+            in_flight=_SAMPLES_IN_FLIGHT,
+            rows_per_request=ROWS_PER_CALL,
+        )
+        updater = PriorityUpdater(
+            shards=shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
+        )
         self._prefetcher = Prefetcher(
             fetch=self._sampler.fetch, device=device, depth=config.learner.prefetch_batches
         )
         self._loop = LearnerLoop(
             learner=self._learner,
             fetcher=self._prefetcher,
-            send_priorities=PriorityUpdater(shards=shards, window=_UPDATES_IN_FLIGHT).update,
+            send_priorities=updater.update,
             send_weights=self._publish,
             agent_steps=lambda: agent_steps + self._sampler.inserts,
             incarnation=incarnation,

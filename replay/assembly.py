@@ -57,9 +57,14 @@ def make_shard(
 
 
 def make_sampler(
-    config: Config, spec: EnvironmentSpec, *, shards: Sequence[ShardHandle], in_flight: int
+    config: Config,
+    spec: EnvironmentSpec,
+    *,
+    shards: Sequence[ShardHandle],
+    in_flight: int,
+    rows_per_request: int,
 ) -> ReplaySampler:
-    """Return the learner's sampler over `shards`; it asks for `in_flight` batches ahead."""
+    """Return the learner's sampler over `shards`; see ReplaySampler for the last two."""
     return ReplaySampler(
         shards=shards,
         batch_size=config.learner.batch_size,
@@ -68,4 +73,5 @@ def make_sampler(
         decoder=Decoder(spec=spec.observation, threads=config.learner.decode_threads),
         rng=np.random.default_rng(derive_seed(config.seed, "sampler", 0)),
         in_flight=in_flight,
+        rows_per_request=rows_per_request,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -56,9 +57,9 @@ class RayShard:
         """Offer a push."""
         return self._pending(self._server.add.remote(prepared), "add")
 
-    def sample(self, num: int, run: RunCounts) -> Pending[SampleReply]:
-        """Ask for rows."""
-        return self._pending(self._server.sample.remote(num, run), "sample")
+    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
+        """Ask for so many rows for each of several batches."""
+        return self._pending(self._server.sample.remote(rows, run), "sample")
 
     def counts(self, run: RunCounts) -> Pending[ShardCounts]:
         """Ask for counts."""

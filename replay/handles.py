@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
 from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
@@ -38,8 +39,8 @@ class ShardHandle(Protocol):
         """Offer a push."""
         ...
 
-    def sample(self, num: int, run: RunCounts) -> Pending[SampleReply]:
-        """Ask for rows."""
+    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
+        """Ask for so many rows for each of several batches."""
         ...
 
     def counts(self, run: RunCounts) -> Pending[ShardCounts]:
@@ -81,9 +82,9 @@ class LocalShard:
         """Insert now."""
         return Done(self._shard.add(prepared))
 
-    def sample(self, num: int, run: RunCounts) -> Pending[SampleReply]:
+    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
         """Sample now."""
-        return Done(self._shard.sample(num, run))
+        return Done(self._shard.sample(rows, run))
 
     def counts(self, run: RunCounts) -> Pending[ShardCounts]:
         """Count now."""

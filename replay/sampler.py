@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,9 @@ from replay.storage import shard_of
 
 # How long a thread that found nothing to sample waits for the shards' counts before it says so.
 _POLL_S = 0.02
+
+# Rows, asked for or updated, that make a call through Ray worth its cost: docs/decisions.md.
+ROWS_PER_CALL = 512
 
 
 def importance_weights(
@@ -56,6 +59,18 @@ def split_rows(
     return split
 
 
+class _Request(NamedTuple):
+    """Batches asked for at once.
+
+    Fields:
+      splits: int64[batches, K], rows of each batch asked of each shard.
+      asked: (shard, its replies, one for each batch that it has rows of).
+    """
+
+    splits: NDArray[np.int64]
+    asked: list[tuple[int, Pending[tuple[SampleReply, ...]]]]
+
+
 class ReplaySampler:
     """Draws batches over K shards, as fast as the rate limiter lets it.
 
@@ -68,6 +83,9 @@ class ReplaySampler:
     row was really drawn: (rows asked of its shard / batch) * (its share of the shard's mass). It
     counts every sample itself and sums the inserts from the shards' replies, which may lag: then it
     samples a little later, never too early.
+
+    Small batches are asked for several at a time, each drawn on its own, since a call through Ray
+    costs as much as some 60 rows.
 
     `fetch` belongs to one thread; the counters may be read from any.
     """
@@ -82,6 +100,7 @@ class ReplaySampler:
         decoder: Decoder,
         rng: np.random.Generator,
         in_flight: int,
+        rows_per_request: int,
     ) -> None:
         """Prepare to sample.
 
@@ -92,7 +111,9 @@ class ReplaySampler:
           limiter: the run's rate limiter.
           decoder: decompresses the rows.
           rng: splits batches over shards.
-          in_flight: most batches asked for ahead of the one that is decoded.
+          in_flight: most requests under way.
+          rows_per_request: as many whole batches as fit into this are asked for at once, where the
+            limiter lets them; always one at least.
         """
         if batch_size < 1:
             raise ValueError(f"Expect `batch_size` >= 1, actually: {batch_size}")
@@ -105,8 +126,10 @@ class ReplaySampler:
         self._decoder = decoder
         self._rng = rng
         self._in_flight = in_flight
+        self._batches_per_request = max(1, rows_per_request // batch_size)
         self._counts = [ShardCounts(0, 0, 0.0) for _ in shards]
-        self._requests: deque[list[tuple[int, int, Pending[SampleReply]]]] = deque()
+        self._requests: deque[_Request] = deque()
+        self._drawn: deque[list[SampleReply]] = deque()  # one list for each batch
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
         self._samples = 0
         self.learner_step = 0
@@ -130,37 +153,52 @@ class ReplaySampler:
     def fetch(self) -> Batch | None:
         """Return the next batch, or None when the limiter or an empty replay says "not yet"."""
         self._request()
-        if not self._requests:
-            self._poll(_POLL_S)
-            return None
-        if not all(counts.transitions for counts in self._counts):
-            # A shard that was empty is asked for no rows, so no reply would tell that it filled.
-            self._poll(0.0)
-        replies = []
-        for shard, rows, pending in self._requests.popleft():
-            reply = pending.result()
-            assert len(reply.ids) == rows, (shard, rows, len(reply.ids))
-            self._counts[shard] = reply.counts
-            replies.append(reply)
-        self._request()  # the shards sample the next batch while this one is decoded
-        return self._batch(replies)
+        if not self._drawn:
+            if not self._requests:
+                self._poll(_POLL_S)
+                return None
+            if not all(counts.transitions for counts in self._counts):
+                # A shard that was empty is asked for no rows, so no reply tells that it filled.
+                self._poll(0.0)
+            self._receive(self._requests.popleft())
+            self._request()  # the shards sample the next batches while these are decoded
+        return self._batch(self._drawn.popleft())
 
     def _request(self) -> None:
-        while len(self._requests) < self._in_flight and self._limiter.can_sample(
-            self.inserts, self._samples, self._batch_size
-        ):
+        while len(self._requests) < self._in_flight and (batches := self._allowed_batches()):
             masses = np.array([c.mass if c.transitions else 0.0 for c in self._counts])
             if masses.sum() <= 0.0:
                 return
-            self._samples += self._batch_size
-            split = split_rows(self._batch_size, masses, self._rng).tolist()
-            self._requests.append(
-                [
-                    (shard, rows, self._shards[shard].sample(rows, self._run_counts(shard)))
-                    for shard, rows in enumerate(split)
-                    if rows
-                ]
+            self._samples += batches * self._batch_size
+            splits = np.stack(
+                [split_rows(self._batch_size, masses, self._rng) for _ in range(batches)]
             )
+            asked = []
+            for shard, column in enumerate(splits.T):
+                if rows := tuple(column[column > 0].tolist()):
+                    pending = self._shards[shard].sample(rows, self._run_counts(shard))
+                    asked.append((shard, pending))
+            self._requests.append(_Request(splits, asked))
+
+    def _allowed_batches(self) -> int:
+        """Return how many batches to ask for in one request: the most that the limiter allows."""
+        for batches in range(self._batches_per_request, 0, -1):
+            rows = batches * self._batch_size
+            if self._limiter.can_sample(self.inserts, self._samples, rows):
+                return batches
+        return 0
+
+    def _receive(self, request: _Request) -> None:
+        """Wait for a request's replies and sort them by batch."""
+        drawn: list[list[SampleReply]] = [[] for _ in request.splits]
+        for shard, pending in request.asked:
+            column = request.splits[:, shard]
+            for batch, reply in zip(np.flatnonzero(column), pending.result(), strict=True):
+                rows = int(column[batch])
+                assert len(reply.ids) == rows, (shard, rows, len(reply.ids))
+                self._counts[shard] = reply.counts
+                drawn[batch].append(reply)
+        self._drawn.extend(drawn)
 
     def _poll(self, timeout_s: float) -> None:
         """Ask the shards for their counts, which also tells them the run's.
@@ -212,15 +250,24 @@ def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
 class PriorityUpdater:
     """Sends new priorities to the shards that own the rows and never waits.
 
-    Updates are hints: when `window` are under way the newest is dropped and counted. One thread
-    only.
+    Updates are hints: they are held back until they make a call's worth of rows, and when `window`
+    calls are under way the newest is dropped and counted. One thread only.
     """
 
-    def __init__(self, *, shards: Sequence[ShardHandle], window: int) -> None:
+    def __init__(self, *, shards: Sequence[ShardHandle], window: int, rows_per_call: int) -> None:
+        """Prepare to send.
+
+        Args:
+          shards: all shards of the run.
+          window: most calls under way.
+          rows_per_call: updates are sent together once they have so many rows; 1: each at once.
+        """
         if window < 1:
             raise ValueError(f"Expect `window` >= 1, actually: {window}")
         self._shards = shards
         self._window = window
+        self._rows_per_call = rows_per_call
+        self._held: list[PriorityUpdate] = []
         self._under_way: deque[Pending[int]] = deque()
         self._dropped = 0
 
@@ -230,13 +277,22 @@ class PriorityUpdater:
         return self._dropped
 
     def update(self, update: PriorityUpdate) -> None:
-        """Send the update, or drop it.
+        """Send the update with those held back, hold it back, or drop it.
 
         Raises:
           Exception: whatever an earlier update ended with, so that no failure is silent.
         """
         while self._under_way and self._under_way[0].wait(0.0):
             self._under_way.popleft().result()
+        self._held.append(update)
+        if sum(len(held.ids) for held in self._held) < self._rows_per_call:
+            return
+        # In the order of the steps: of a row that comes twice the newest priority stays.
+        update = PriorityUpdate(
+            np.concatenate([held.ids for held in self._held]),
+            np.concatenate([held.priority for held in self._held]),
+        )
+        self._held = []
         if len(self._under_way) >= self._window:
             self._dropped += len(update.ids)
             return

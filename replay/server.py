@@ -6,6 +6,7 @@ pins the store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -46,9 +47,9 @@ class ReplayProcess:
         """See ReplayShard.add."""
         return self._shard.add(push)
 
-    def sample(self, num: int, run: RunCounts) -> SampleReply:
+    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
         """See ReplayShard.sample."""
-        return self._shard.sample(num, run)
+        return self._shard.sample(rows, run)
 
     def counts(self, run: RunCounts) -> ShardCounts:
         """See ReplayShard.counts."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from common.metrics import PhaseTimer, merge
 from common.types import (
@@ -74,13 +75,13 @@ class ReplayShard:
             self._duplicates += duplicates
             return AddReply(accepted=True, duplicate_segments=duplicates)
 
-    def sample(self, num: int, run: RunCounts) -> SampleReply:
-        """Draw `num` rows; the caller has asked its limiter."""
+    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
+        """Draw so many rows for each of several batches; the caller has asked its limiter."""
         with self._timer.phase("sample"):
             self._run = run
-            reply = self._replay.sample(num)
-            self._samples += len(reply.ids)
-            return reply
+            replies = tuple(self._replay.sample(num) for num in rows)
+            self._samples += sum(len(reply.ids) for reply in replies)
+            return replies
 
     def counts(self, run: RunCounts) -> ShardCounts:
         """Return this shard's counts and take the run's."""

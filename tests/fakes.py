@@ -347,8 +347,8 @@ class LateShard:
     def add(self, prepared: Push) -> LatePending:
         return self._call("add", prepared)
 
-    def sample(self, num: int, run: RunCounts) -> LatePending:
-        return self._call("sample", num, run)
+    def sample(self, rows: Sequence[int], run: RunCounts) -> LatePending:
+        return self._call("sample", rows, run)
 
     def counts(self, run: RunCounts) -> LatePending:
         return self._call("counts", run)
@@ -381,8 +381,8 @@ class StubbornShard:
         self.accepted.append(push)
         return AddReply(accepted=True, duplicate_segments=0)
 
-    def sample(self, num: int, run: RunCounts) -> SampleReply:
-        raise AssertionError((num, run))
+    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
+        raise AssertionError((rows, run))
 
     def counts(self, run: RunCounts) -> ShardCounts:
         raise AssertionError(run)

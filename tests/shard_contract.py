@@ -73,7 +73,7 @@ class ShardHandleContract:
     def test_rows_come_back_as_they_were_pushed(self, handle: ShardHandle) -> None:
         segments = [make_segment(sequence=s, frames_per_block=3) for s in range(2)]
         assert handle.add(handle.prepare(make_push(*segments))).result().accepted
-        reply = handle.sample(10, START).result()
+        reply = handle.sample((10,), START).result()[0]
         assert reply.ids.tolist() == list(range(10))  # of equal mass, so once each
         assert reply.probability == pytest.approx([1 / 10] * 10)
         assert reply.counts[:2] == (10, 10)
@@ -83,8 +83,14 @@ class ShardHandleContract:
         np.testing.assert_array_equal(s_tm1, np.stack([one for one, _ in expected]))
         np.testing.assert_array_equal(s_t, np.stack([other for _, other in expected]))
 
+    def test_batches_asked_for_at_once_come_apart(self, handle: ShardHandle) -> None:
+        assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
+        replies = handle.sample((5, 2, 5), START).result()
+        assert [len(reply.ids) for reply in replies] == [5, 2, 5]
+        assert [replies[i].ids.tolist() for i in (0, 2)] == [list(range(5))] * 2  # each stratified
+
     def test_empty_shard_gives_no_rows(self, handle: ShardHandle) -> None:
-        assert len(handle.sample(4, START).result().ids) == 0
+        assert len(handle.sample((4,), START).result()[0].ids) == 0
 
     def test_trap_retried_push_is_inserted_once(self, handle: ShardHandle) -> None:
         push = make_push(make_segment(sequence=0), make_segment(sequence=1))
@@ -116,7 +122,7 @@ class ShardHandleContract:
 
     def test_inserts_elsewhere_count_for_the_limiter(self, handle: ShardHandle) -> None:
         assert handle.add(handle.prepare(make_push(make_segment(sequence=0)))).result().accepted
-        handle.sample(5, START._replace(inserts_elsewhere=25)).result()
+        handle.sample((5,), START._replace(inserts_elsewhere=25)).result()
         prepared = handle.prepare(make_push(make_segment(sequence=1)))
         assert not handle.add(prepared).result().accepted
 
@@ -139,7 +145,7 @@ class ShardHandleContract:
     def test_ids_say_which_shard_and_which_life_of_it(self, connect: Connect) -> None:
         handle = connect(with_shards(2), ENVIRONMENT, 1, 4)
         assert handle.add(handle.prepare(make_push(make_segment()))).result().accepted
-        ids = handle.sample(5, START).result().ids
+        ids = handle.sample((5,), START).result()[0].ids
         assert shard_of(ids).tolist() == [1] * 5
         assert ids.tolist() == [2**56 + 4 * 2**40 + i for i in range(5)]
 

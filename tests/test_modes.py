@@ -45,7 +45,12 @@ SHELLS = {
 # What carries messages: calls in one process, or Ray; a thread that fetches ahead, or none.
 WIRE = {"Done", "LocalShard", "SynchronousFetcher", "Prefetcher"}
 # How much is under way at once is a matter of the wire.
-WINDOWS = {("ReplaySampler", "in_flight"), ("PriorityUpdater", "window")}
+WINDOWS = {
+    ("ReplaySampler", "in_flight"),
+    ("ReplaySampler", "rows_per_request"),
+    ("PriorityUpdater", "window"),
+    ("PriorityUpdater", "rows_per_call"),
+}
 
 
 class Part(NamedTuple):

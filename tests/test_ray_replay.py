@@ -110,7 +110,7 @@ def test_batches_over_shards_hold_what_was_pushed_and_priorities_find_their_shar
     handles = [connect(config, ENVIRONMENT, shard, 0) for shard in range(shards)]
     segments = [make_segment(sequence=s, learner_step=s) for s in range(4)]
     push_all(handles, segments)
-    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1)
+    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1, rows_per_request=1)
     batch = batch_over_all(sampler, 4 * 5)
     # r_t says which row of which segment it is: see fakes.make_segment.
     rows = {float(np.float32(r)): (s, i) for s in segments for i, r in enumerate(s.r_t)}
@@ -121,7 +121,7 @@ def test_batches_over_shards_hold_what_was_pushed_and_priorities_find_their_shar
         assert batch.discount_t[row] == segment.discount_t[i]
     assert set(shard_of(batch.ids)) == set(range(shards))
 
-    updater = PriorityUpdater(shards=handles, window=4)
+    updater = PriorityUpdater(shards=handles, window=4, rows_per_call=1)
     before = [handle.counts(START).result().mass for handle in handles]
     first = np.unique(batch.ids)[:1]
     updater.update(PriorityUpdate(first, np.array([8.0], np.float32)))
@@ -189,7 +189,7 @@ def test_a_killed_shard_is_an_error_at_every_client_and_no_hang(serve: Serve) ->
     servers = [serve(config, ENVIRONMENT, shard, 0) for shard in range(2)]
     handles = [RayShard(server, shard) for shard, server in enumerate(servers)]
     push_all(handles, [make_segment(sequence=s) for s in range(4)])
-    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1)
+    sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1, rows_per_request=1)
     ids = batch_over_all(sampler, 4 * 5).ids
     mine = PriorityUpdate(ids[shard_of(ids) == 1], np.ones((shard_of(ids) == 1).sum(), np.float32))
     assert len(mine.ids)
@@ -202,7 +202,7 @@ def test_a_killed_shard_is_an_error_at_every_client_and_no_hang(serve: Serve) ->
         push_all([handles[1]], [make_segment(sequence=9)])
     with pytest.raises(RayActorError):
         until(lambda: sampler.fetch() and None)
-    updater = PriorityUpdater(shards=handles, window=1)
+    updater = PriorityUpdater(shards=handles, window=1, rows_per_call=1)
     with pytest.raises(RayActorError):
         until(lambda: updater.update(mine))
     assert time.monotonic() - began_s < PATIENCE_S

@@ -40,6 +40,7 @@ def make_sampler(
     beta: float = 0.4,
     limiter: RateLimiter = NO_LIMIT,
     in_flight: int = 1,
+    rows_per_request: int = 1,
     seed: int = 0,
 ) -> ReplaySampler:
     return ReplaySampler(
@@ -50,6 +51,7 @@ def make_sampler(
         decoder=Decoder(spec=SPEC, threads=1),
         rng=np.random.default_rng(seed),
         in_flight=in_flight,
+        rows_per_request=rows_per_request,
     )
 
 
@@ -205,10 +207,15 @@ def joint_probability(priorities: Sequence[Sequence[float]], alpha: float) -> li
 
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("alpha", [0.0, 0.6])
-def test_rows_come_as_often_as_from_one_big_replay(shards: int, alpha: float) -> None:
+@pytest.mark.parametrize("rows_per_request", [1, 128])
+def test_rows_come_as_often_as_from_one_big_replay(
+    shards: int, alpha: float, rows_per_request: int
+) -> None:
     """Within five standard deviations of independent draws, and one row."""
     priorities = PRIORITIES[shards]
-    sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=32)
+    sampler = make_sampler(
+        handles(filled(priorities, alpha)), batch_size=32, rows_per_request=rows_per_request
+    )
     drawn = [np.zeros(len(mine)) for mine in priorities]
     batches = 700
     for _ in range(batches):
@@ -330,10 +337,19 @@ def test_shard_that_lost_its_rows_is_an_error() -> None:
 
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("in_flight", [1, 2, 3])
-def test_sampler_stops_where_the_limiter_says(shards: int, in_flight: int) -> None:
+@pytest.mark.parametrize("rows_per_request", [1, 24, 100])
+def test_sampler_stops_where_the_limiter_says(
+    shards: int, in_flight: int, rows_per_request: int
+) -> None:
     limiter = RateLimiter(min_size=10, samples_per_insert=4.0, band=16.0)
     cores = filled([[1.0] * 16] * shards)
-    sampler = make_sampler(handles(cores), batch_size=8, limiter=limiter, in_flight=in_flight)
+    sampler = make_sampler(
+        handles(cores),
+        batch_size=8,
+        limiter=limiter,
+        in_flight=in_flight,
+        rows_per_request=rows_per_request,
+    )
     allowed = ((16 * shards - 10) * 4.0 + 16.0) // 8
     batches = 0
     for _ in range(60):
@@ -367,7 +383,10 @@ def test_requests_tell_each_shard_of_the_run() -> None:
     assert sampler.fetch() is not None
     samples = [[call[1] for call in wire.calls if call[0] == "sample"] for wire in wires]
     # A third of the mass each shard: 4 and 8 rows, the second batch asked for ahead.
-    assert samples == [[(4, (12, 16, 5)), (4, (24, 16, 5))], [(8, (12, 8, 5)), (8, (24, 8, 5))]]
+    assert samples == [
+        [((4,), (12, 16, 5)), ((4,), (24, 16, 5))],
+        [((8,), (12, 8, 5)), ((8,), (24, 8, 5))],
+    ]
     assert sampler.samples == 24
 
 
@@ -386,6 +405,33 @@ def test_batches_are_asked_for_ahead_and_come_in_order() -> None:
     assert wire.under_way == 3
 
 
+@pytest.mark.parametrize("shards", [1, 2, 3])
+def test_batches_of_one_request_are_each_stratified_over_all_shards(shards: int) -> None:
+    wires = [LateShard(core) for core in filled([[1.0] * 8] * shards)]
+    sampler = make_sampler(wires, batch_size=8 * shards, rows_per_request=3 * 8 * shards + 7)
+    assert sampler.fetch() is None
+    for wire in wires:
+        wire.deliver_all()
+    sampler.fetch()  # takes the counts in
+    batches = [sampler.fetch() for _ in range(3)]
+    assert all(wire.count("sample") == 1 + 1 for wire in wires), "one call for three batches"
+    assert sampler.samples == 2 * 3 * 8 * shards
+    for batch in batches:
+        assert batch is not None
+        # Rows of equal mass come once each in every batch, of whichever shard they are.
+        assert len(set(batch.ids.tolist())) == 8 * shards
+        assert batch.weight.tolist() == [1.0] * (8 * shards)
+
+
+def test_batch_that_a_shard_has_no_row_of_comes_from_the_others() -> None:
+    # Batches of one row, three quarters of them from the first of two shards.
+    cores = filled([[3.0] * 8, [1.0] * 8])
+    sampler = make_sampler(handles(cores), batch_size=1, rows_per_request=16)
+    owners = [int(shard_of(fetch(sampler).ids)[0]) for _ in range(800)]
+    # A coin of 1/4: within 5 * sqrt(3/16 / 800) of it.
+    assert np.mean(owners) == pytest.approx(0.25, abs=5 * (3 / 16 / 800) ** 0.5)
+
+
 def test_unanswered_questions_for_counts_are_not_repeated() -> None:
     wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 8])]
     sampler = make_sampler(wires)
@@ -400,7 +446,9 @@ def test_unanswered_questions_for_counts_are_not_repeated() -> None:
 def test_sampler_of_the_configuration_is_wired() -> None:
     config = with_shards(2)
     cores = filled([[1.0] * 16, [1.0] * 16])
-    sampler = make_sampler_from(config, ENVIRONMENT, shards=handles(cores), in_flight=1)
+    sampler = make_sampler_from(
+        config, ENVIRONMENT, shards=handles(cores), in_flight=1, rows_per_request=1
+    )
     batch = fetch(sampler)
     assert len(batch.ids) == CONFIG.learner.batch_size
     assert batch.s_t.shape == (10, *SPEC.shape)
@@ -538,7 +586,7 @@ def priorities(ids: Sequence[int], value: float = 3.0) -> PriorityUpdate:
 
 def test_update_reaches_the_shards_that_own_the_rows() -> None:
     wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 8])]
-    updater = PriorityUpdater(shards=wires, window=4)
+    updater = PriorityUpdater(shards=wires, window=4, rows_per_call=1)
     second = 2**56
     update = PriorityUpdate(
         np.array([second + 1, 4, second + 7, 0]), np.array([1, 2, 3, 4], np.float32)
@@ -554,7 +602,9 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
     sampler = make_sampler(handles(cores), batch_size=16)
     batch = fetch(sampler)
     new = np.arange(16, dtype=np.float32)
-    PriorityUpdater(shards=handles(cores), window=4).update(PriorityUpdate(batch.ids, new))
+    PriorityUpdater(shards=handles(cores), window=4, rows_per_call=1).update(
+        PriorityUpdate(batch.ids, new)
+    )
     # All 16 rows were drawn once each: whatever the order, the masses add up to these.
     total = sum(core.counts(NOTHING_RUN).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
@@ -563,7 +613,7 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
 
 def test_newest_update_is_dropped_and_counted_when_the_window_is_full() -> None:
     wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=2)
+    updater = PriorityUpdater(shards=[wire], window=2, rows_per_call=1)
     for _ in range(2):
         updater.update(priorities([1, 2]))
     assert updater.dropped == 0
@@ -576,9 +626,26 @@ def test_newest_update_is_dropped_and_counted_when_the_window_is_full() -> None:
     assert wire.count("update_priorities") == 3
 
 
+def test_updates_are_held_back_until_they_make_a_call() -> None:
+    wire = LateShard(filled([[1.0] * 8])[0])
+    updater = PriorityUpdater(shards=[wire], window=1, rows_per_call=5)
+    updater.update(priorities([1, 2], 7.0))
+    updater.update(priorities([3, 4], 8.0))
+    assert wire.count("update_priorities") == 0
+    updater.update(priorities([1, 5], 9.0))
+    (call,) = wire.calls
+    assert call[1][0].ids.tolist() == [1, 2, 3, 4, 1, 5]
+    assert call[1][0].priority.tolist() == [7, 7, 8, 8, 9, 9]
+    wire.deliver_all()
+    mass = 3 * 1.0 + 7.0 + 8.0 + 8.0 + 9.0 + 9.0  # of row 1 the newest priority stays
+    assert wire.shard.counts(NOTHING_RUN).mass == pytest.approx(mass + 8e-6)
+    updater.update(priorities([1, 2, 3]))
+    assert wire.count("update_priorities") == 1, "what is sent is not sent again"
+
+
 def test_update_does_not_wait_for_an_answer() -> None:
     wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=3)
+    updater = PriorityUpdater(shards=[wire], window=3, rows_per_call=1)
     for _ in range(5):
         updater.update(priorities([1]))
     assert set(wire.waits_s) == {0.0}
@@ -587,7 +654,7 @@ def test_update_does_not_wait_for_an_answer() -> None:
 
 def test_failure_of_an_update_reaches_the_next_one() -> None:
     wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=3)
+    updater = PriorityUpdater(shards=[wire], window=3, rows_per_call=1)
     updater.update(priorities([1], np.nan))
     wire.deliver()
     with pytest.raises(ValueError, match="Expect finite priorities >= 0, actually: nan"):
@@ -596,4 +663,4 @@ def test_failure_of_an_update_reaches_the_next_one() -> None:
 
 def test_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
-        PriorityUpdater(shards=[], window=0)
+        PriorityUpdater(shards=[], window=0, rows_per_call=1)

@@ -88,8 +88,8 @@ def test_report_counts_everything_since_the_start() -> None:
     shard = make_shard(capacity=12)
     for sequence in (0, 1, 1, 2):
         shard.add(make_push(make_segment(sequence=sequence)))
-    shard.sample(7, START)
-    shard.sample(2, START)
+    shard.sample((7,), START)
+    shard.sample((2,), START)
     shard.update_priorities(PriorityUpdate(np.array([0, 14]), np.ones(2, np.float32)))
     for _ in range(2):
         report = shard.report()
@@ -149,7 +149,7 @@ def test_policy_lag_is_the_learner_step_less_the_step_that_acted() -> None:
 def test_phases_name_what_the_shard_did() -> None:
     shard = make_shard()
     shard.add(make_push(make_segment()))
-    shard.sample(3, START)
+    shard.sample((3,), START)
     shard.update_priorities(PriorityUpdate(np.array([0]), np.ones(1, np.float32)))
     assert {name for name, _ in shard.report().phases.phases} == {"add", "sample", "update"}
 

@@ -146,8 +146,8 @@ def make_path(connect: Connect, config: Config, spec: EnvironmentSpec) -> Path:
     shards = [connect(config, spec, shard, 0) for shard in range(config.replay.shards)]
     return Path(
         ReplayWriter(shards=shards, window=2, first_shard=0, clock=FakeClock()),
-        make_sampler(config, spec, shards=shards, in_flight=1),
-        PriorityUpdater(shards=shards, window=4),
+        make_sampler(config, spec, shards=shards, in_flight=1, rows_per_request=1),
+        PriorityUpdater(shards=shards, window=4, rows_per_call=1),
     )
 
 
