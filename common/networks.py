@@ -80,10 +80,11 @@ class QNetwork(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return float32[B, A] for dtype[B, k, *frame_shape]."""
-        expected = (self._observation.shape, self._observation.dtype)
-        actual = (tuple(observation.shape[1:]), str(observation.dtype).removeprefix("torch."))
-        assert actual == expected, (actual, expected)
-        features = self.torso(self._as_float(observation))
+        return self.values(self.as_float(observation))
+
+    def values(self, floats: Tensor) -> Tensor:
+        """Return float32[B, A] for what `as_float` returned, of this network or of its twin."""
+        features = self.torso(floats)
         if features.dim() == 4:
             # Channels last, as it lies in memory: flattening is then a view and not a copy.
             features = features.permute(0, 2, 3, 1)
@@ -94,12 +95,16 @@ class QNetwork(nn.Module):
         value = self._linear(self.value, hidden[:, : self._width])
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
-    def _as_float(self, observation: Tensor) -> Tensor:
+    def as_float(self, observation: Tensor) -> Tensor:
+        """Return float32[B, k, *frame_shape], pixels scaled to [0, 1], for the stored dtype."""
+        expected = (self._observation.shape, self._observation.dtype)
+        actual = (tuple(observation.shape[1:]), str(observation.dtype).removeprefix("torch."))
+        assert actual == expected, (actual, expected)
         pictures = observation.dim() == 4
         layout = torch.channels_last if pictures else torch.contiguous_format
         floats = observation.to(torch.float32, memory_format=layout)
         # In place: the conversion has just made this tensor.
-        return floats.div_(_PIXEL_MAX) if self._observation.dtype == "uint8" else floats
+        return floats.mul_(1.0 / _PIXEL_MAX) if self._observation.dtype == "uint8" else floats
 
     @staticmethod
     def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

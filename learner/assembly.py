@@ -17,7 +17,7 @@ from learner.learner import Learner, compiler_available
 from learner.learner_loop import LearnerLoop
 
 # Raised whenever a checkpoint of the version before could not be read any more.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def resolve_device(name: str) -> torch.device:

@@ -98,7 +98,7 @@ class Learner:
           spec: the environment.
           device: where to learn.
           seed: of the weights.
-          compile_step: torch.compile the whole update. It raises in the first step or `warm_up`
+          compile_step: torch.compile the update. It raises in the first step or `warm_up`
             where no compiler works; ask `compiler_available` before.
         """
         self._config = config
@@ -116,7 +116,9 @@ class Learner:
         self._optimizer = make_optimizer(config, self._parameters)
         self._learner_step = 0
         self._is_compiled = compile_step
-        self._run_update = _compiled(self._update) if compile_step else self._update
+        self._run_gradients = _compiled(self._gradients) if compile_step else self._gradients
+        compiles = compile_step and self._optimizer.compiles
+        self._move = _compiled(self._optimizer.update) if compiles else self._optimizer.update
 
     @property
     def network(self) -> QNetwork:
@@ -145,7 +147,7 @@ class Learner:
 
     def step(self, batch: DeviceBatch) -> StepResult:
         """Take one gradient step and copy the target when it is due; never wait for the device."""
-        result = StepResult(*self._run_update(*batch))
+        result = self._update(batch)
         self._learner_step += 1
         if self._learner_step % self._config.target_period_learner_steps == 0:
             self._copy_target()
@@ -155,7 +157,7 @@ class Learner:
         """Compile: run one update on zeros and take it back, so that nothing has changed."""
         tensors = self._state_tensors()
         before = [tensor.clone() for tensor in tensors]
-        self._run_update(*self._zero_batch())
+        self._update(self._zero_batch())
         # In place: the compiled step holds on to these very tensors.
         for tensor, old in zip(tensors, before, strict=True):
             tensor.copy_(old)
@@ -202,7 +204,14 @@ class Learner:
                 tensor.copy_(old)
         self._learner_step = int(state["learner_step"])
 
-    def _update(
+    def _update(self, batch: DeviceBatch) -> StepResult:
+        """Move the online weights."""
+        priority, td_loss, q_mean, grad_norm, *gradients = self._run_gradients(*batch)
+        with torch.no_grad():
+            self._move(self._parameters, gradients)
+        return StepResult(priority, td_loss, q_mean, grad_norm)
+
+    def _gradients(
         self,
         weight: Tensor,
         s_tm1: Tensor,
@@ -210,13 +219,14 @@ class Learner:
         r_t: Tensor,
         discount_t: Tensor,
         s_t: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the fields of StepResult and change the weights; all of this gets compiled."""
+    ) -> tuple[Tensor, ...]:
+        """Return the fields of StepResult and the clipped gradients; all of this gets compiled."""
         with torch.no_grad():
-            q_t_value = self._target(s_t)
+            floats_t = self._network.as_float(s_t)  # once for both networks
+            q_t_value = self._target.values(floats_t)
             # Not in one pass with s_tm1: the backward pass would then run over these rows too, for
             # nothing.
-            q_t_selector = self._network(s_t) if self._double else q_t_value
+            q_t_selector = self._network.values(floats_t) if self._double else q_t_value
             target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
         td = td_error(self._network(s_tm1), a_tm1, target)
         loss = huber(td, delta=_HUBER_DELTA) if self._config.loss == "huber" else half_square(td)
@@ -227,9 +237,8 @@ class Learner:
             clipped, grad_norm = clip_gradients(
                 gradients, self._config.max_grad_norm, self._config.max_grad_value
             )
-            self._optimizer.update(self._parameters, clipped)
             q_mean = (target - td).mean()
-        return td.abs(), td_loss.detach(), q_mean, grad_norm
+        return td.abs(), td_loss.detach(), q_mean, grad_norm, *clipped
 
     def _zero_batch(self) -> DeviceBatch:
         """Return a batch like those to come. No tensor twice: that would compile apart."""

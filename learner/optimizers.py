@@ -1,19 +1,19 @@
-"""RMSProp and Adam as plain tensor arithmetic, so that a compiled step can swallow them whole.
+"""RMSProp and Adam, whose state exists from the start and keeps its place.
 
-torch.optim would do, but its centred RMSProp has no fused form on any device, its state appears
-only with the first step, and loading a state replaces the tensors that a compiled step holds on to.
-Here the state exists from the start and keeps its place. Inside one compiled graph with the
-backward pass an update is a single sweep over the weights.
+torch.optim's classes would do, but their state appears only with the first step, and loading one
+replaces the tensors that a compiled step holds on to. RMSProp is plain tensor arithmetic, which has
+no fused form in torch on any device and which torch.compile makes one; Adam is torch's own fused
+kernel.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.optim.adam import adam
 
 from common.config import LearnerConfig
 
@@ -24,8 +24,10 @@ _ADAM_BETAS = (0.9, 0.999)
 class Optimizer(Protocol):
     """Moves parameters against their gradients, in place."""
 
+    compiles: bool
+    """Whether torch.compile makes `update` faster."""
     state: dict[str, list[Tensor]]
-    """All it remembers: one tensor per parameter, or one for all. Restore it in place."""
+    """All it remembers, one tensor per parameter. Restore it in place."""
 
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Take one step; without gradient tracking, always with the same parameters."""
@@ -51,6 +53,8 @@ def make_optimizer(config: LearnerConfig, parameters: Sequence[Tensor]) -> Optim
 
 class RmsProp:
     """RMSProp as in torch.optim: p -= lr * g / (sqrt(mean g^2) + epsilon)."""
+
+    compiles = True
 
     def __init__(
         self, *, parameters: Sequence[Tensor], learning_rate: float, decay: float, epsilon: float
@@ -80,6 +84,8 @@ class CenteredRmsProp:
     of at least 3.9e-4 here and of at least 1.5e-7 there.
     """
 
+    compiles = True
+
     def __init__(
         self, *, parameters: Sequence[Tensor], learning_rate: float, decay: float, epsilon: float
     ) -> None:
@@ -108,7 +114,13 @@ class CenteredRmsProp:
 
 
 class Adam:
-    """Adam (Kingma & Ba 2015, algorithm 1), as in torch.optim."""
+    """Adam (Kingma & Ba 2015, algorithm 1), by torch.optim's fused kernel.
+
+    On two cores it takes 1.5 ms for the Nature CNN's 3.3 million weights; the same arithmetic in
+    the compiled graph took 5.
+    """
+
+    compiles = False
 
     def __init__(
         self, *, parameters: Sequence[Tensor], learning_rate: float, epsilon: float
@@ -118,27 +130,34 @@ class Adam:
         self.state = {
             "gradient_average": _zeros_like(parameters),
             "square_average": _zeros_like(parameters),
-            # A tensor: a Python number would be a constant of the compiled graph.
-            "steps": [torch.zeros((), device=parameters[0].device)],
+            # One for each parameter, on its device: so the kernel wants it.
+            "steps": [torch.zeros((), device=parameter.device) for parameter in parameters],
         }
 
     def update(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         """Take one step."""
-        means, squares = self.state["gradient_average"], self.state["square_average"]
-        (steps,) = self.state["steps"]
-        steps.add_(1.0)
-        # 1 - beta^t by expm1: the plain difference would lose four of float32's seven digits in the
-        # first steps.
-        beta_1, beta_2 = _ADAM_BETAS
-        correction_1 = -torch.expm1(steps * math.log(beta_1))
-        correction_2 = (-torch.expm1(steps * math.log(beta_2))).sqrt()
-        for parameter, gradient, square, mean in zip(
-            parameters, gradients, squares, means, strict=True
-        ):
-            mean.lerp_(gradient, 1.0 - beta_1)
-            square.lerp_(gradient.square(), 1.0 - beta_2)
-            denominator = (square.sqrt() / correction_2).add_(self._epsilon)
-            parameter.addcdiv_(mean / correction_1, denominator, value=-self._learning_rate)
+        adam(
+            list(parameters),
+            [
+                # The kernel walks through memory, whatever the layout.
+                gradient
+                if gradient.stride() == parameter.stride()
+                else torch.empty_like(parameter).copy_(gradient)
+                for parameter, gradient in zip(parameters, gradients, strict=True)
+            ],
+            self.state["gradient_average"],
+            self.state["square_average"],
+            [],
+            self.state["steps"],
+            fused=True,
+            amsgrad=False,
+            beta1=_ADAM_BETAS[0],
+            beta2=_ADAM_BETAS[1],
+            lr=self._learning_rate,
+            weight_decay=0.0,
+            eps=self._epsilon,
+            maximize=False,
+        )
 
 
 def _zeros_like(parameters: Sequence[Tensor]) -> list[Tensor]:

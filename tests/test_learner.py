@@ -297,17 +297,28 @@ def test_clipping_changes_the_step() -> None:
 
 
 @pytest.mark.skipif(not compiler_available(), reason="needs a C++ compiler and Python's headers")
-def test_compiled_steps_equal_eager_ones_compile_once_and_restore_in_place() -> None:
-    eager, compiled = make_learner(), make_learner(compile_step=True)
+@pytest.mark.parametrize(
+    ("agent", "optimizer"), [(MLP, "rmsprop"), (CNN, "adam")], ids=["mlp-rmsprop", "cnn-adam"]
+)
+def test_compiled_steps_equal_eager_ones_compile_once_and_restore_in_place(
+    agent: AgentConfig, optimizer: str
+) -> None:
+    spec = VECTORS if agent is MLP else PIXELS
+    eager, compiled = (
+        make_learner(agent=agent, spec=spec, optimizer=optimizer, compile_step=compile_step)
+        for compile_step in (False, True)
+    )
+    torch._dynamo.reset()  # what other tests compiled counts as recompiling
     compiled.warm_up()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(6):
-            ours, theirs = eager.step(make_batch(step)), compiled.step(make_batch(step))
+            batch = make_batch(step, spec)
+            ours, theirs = eager.step(batch), compiled.step(batch)
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
         state = compiled.state_dict()
-        once = compiled.step(make_batch(6))
+        once = compiled.step(make_batch(6, spec))
         compiled.load_state_dict(state)
-        again = compiled.step(make_batch(6))
+        again = compiled.step(make_batch(6, spec))
     assert torch.equal(once.priority, again.priority)
     assert torch.equal(once.grad_norm, again.grad_norm)
 

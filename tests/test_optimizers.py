@@ -48,6 +48,21 @@ def test_updates_equal_those_of_torch(
         torch.testing.assert_close(mine, other.detach(), rtol=1e-5, atol=1e-6)
 
 
+def test_adam_takes_gradients_of_another_memory_layout() -> None:
+    """The fused kernel walks through memory: unguarded it would mix the elements up."""
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randn(2, 3, 4, 4, generator=generator)
+    ours = [drawn.contiguous(memory_format=torch.channels_last)]
+    theirs = drawn.clone().requires_grad_()
+    optimizer, expected = adam(ours), torch.optim.Adam([theirs], lr=RATE, eps=1e-8)
+    for _ in range(3):
+        gradient = torch.randn(2, 3, 4, 4, generator=generator)
+        theirs.grad = gradient.clone()
+        expected.step()
+        optimizer.update(ours, [gradient])
+    torch.testing.assert_close(ours[0], theirs.detach(), rtol=1e-5, atol=1e-6)
+
+
 def test_centered_rmsprop_by_hand_with_epsilon_under_the_root() -> None:
     parameter = torch.tensor([1.0])
     optimizer = CenteredRmsProp(parameters=[parameter], learning_rate=0.1, decay=0.9, epsilon=0.01)
