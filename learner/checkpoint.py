@@ -69,7 +69,11 @@ def load(path: Path) -> dict[str, Any]:
                 f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
             )
         payload = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    # Damage inside the pickle may end in any of these.
+    except (
+        *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile),
+        *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+    ) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise CheckpointError(
             f"Expect a checkpoint at {path}, actually unreadable: {reason}"
