@@ -475,7 +475,7 @@ def evaluate(command: EvalCommand) -> int:
     """Play whole games with a trained network and print the score."""
     try:
         folder = RunFolder.of_run(command.run_dir)
-        path = _checkpoint_path(folder, command.checkpoint)
+        path = CheckpointFolder(folder.checkpoints, 1).named(command.checkpoint)
         trained = load_trained(path)
         of_run = load_file(Config(), folder.config_file)
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
@@ -505,15 +505,6 @@ def evaluate(command: EvalCommand) -> int:
         record_game(config.env, network, command.epsilon, command.seed, video)
         print(f"video: {video}")
     return 0
-
-
-def _checkpoint_path(folder: RunFolder, name: str) -> Path:
-    if name == "last":
-        newest = CheckpointFolder(folder.checkpoints, 1).newest()
-        if newest is None:
-            raise RunFolderError(f"{folder.path}: has no checkpoint yet")
-        return newest
-    return folder.checkpoints / "best.pt" if name == "best" else Path(name)
 
 
 def plot(arguments: Sequence[str]) -> int:

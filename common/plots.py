@@ -252,7 +252,7 @@ def _draw_ladders(axes: Axes, shown: Sequence[tuple[RunCurves, str]]) -> None:
         axes.plot(rates, marker="o", markersize=size, linewidth=0.8, color=colour)
     if least > 0:  # no logarithm has room for a 0
         axes.set_yscale("log")
-    axes.set_xlabel("environment, by rank")
+    axes.set_xlabel("environment, by rank (0 explores most)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 

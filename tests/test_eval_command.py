@@ -91,7 +91,7 @@ def test_video_of_a_whole_game_lies_in_the_run(
 
 def test_run_without_a_checkpoint_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
     run = make_run(tmp_path / "run")
-    assert f"{run}: has no checkpoint yet" in refused("eval", run)
+    assert f"{run / 'checkpoints'}: has no checkpoint yet" in refused("eval", run)
     best = refused("eval", run, "--checkpoint", "best")
     assert "best.pt, actually: no such file" in best
     assert "nowhere.pt, actually: no such file" in refused(
@@ -138,7 +138,9 @@ def test_truncated_checkpoint_is_one_line(tmp_path: Path, refused: Callable[...,
     whole = path.read_bytes()
     for share in (0.0, 0.3, 0.99):
         path.write_bytes(whole[: int(share * len(whole))])
-        assert "truncated, or no checkpoint at all" in refused("eval", run)
+        said = refused("eval", run)
+        assert "truncated, or no checkpoint at all" in said
+        assert said.count("Expect") == 1
 
 
 @pytest.mark.parametrize(

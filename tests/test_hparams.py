@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -12,6 +13,7 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
+import launch as driver
 from common.config import Config
 from common.hparams import hparams_summary
 from common.presets import PRESETS
@@ -91,6 +93,20 @@ def test_settings_are_no_scalars_and_what_is_none_is_left_out(tmp_path: Path) ->
     write_run(tmp_path / "run", Config(), [])
     assert read_scalars(tmp_path / "run") == {}
     assert "replay.max_bytes" not in infos(backend(tmp_path))
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_a_run_writes_its_settings_into_its_own_events(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    small = ("--total-frames", "1100", "--evaluator.no-enabled", "--seed", "7")
+    flags = ["--preset", "cartpole", "--serial", *small, "--run-dir", str(run)]
+    assert driver.main(flags) == 0
+    assert len(event_files(run)) == 1
+    assert event_files(tmp_path) == [], "no folder but the run's"
+    (group,) = session_groups(backend(tmp_path), ["seed", "env.id"])
+    assert group.name == "run"
+    assert group.hparams["seed"].number_value == 7
+    assert group.hparams["env.id"].string_value == "CartPole-v1"
 
 
 def test_a_resumed_run_is_still_one_row(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_ladder_is_drawn_by_its_rates_one_for_each_environment(
     (rates,) = _heights(axes)
     np.testing.assert_allclose(rates, [0.4 ** (1 + 7 * i / 14) for i in range(15)])
     assert axes.get_yscale() == "log"
-    assert axes.get_xlabel() == "environment, by rank"
+    assert axes.get_xlabel() == "environment, by rank (0 explores most)"
     titles = [axes.get_title(loc="left") for axes in figures["overview"].axes]
     assert "Epsilon of each environment" in titles
 
