@@ -41,8 +41,10 @@ from common.command_line import (
     read_train,
     refuse,
 )
-from common.config import Config, ConfigError, override
+from common.config import Config, load_file
 from common.console import Console
+from common.goal import ReturnGoal
+from common.hparams import hparams_summary
 from common.networks import build_network, load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
@@ -55,12 +57,12 @@ from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
     checkpoint_payload,
+    expect_same_network,
     load_checkpoint,
+    load_trained,
     make_learner,
     resolve_device,
     resolve_threads,
-    spec_from_dict,
-    weights_from_payload,
     weights_payload,
 )
 from learner.checkpoint import CheckpointError, CheckpointFolder, save
@@ -106,7 +108,7 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """Train until the frames are done or somebody interrupts."""
+    """Train until the frames are done, a return is reached, or somebody interrupts."""
     command, problems = read_train(arguments)
     plan = make_plan(command, problems)
     if command.address is not None:
@@ -127,9 +129,9 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.start_local(dashboard=command.dashboard)
         with interrupts:
             if command.serial:
-                run_serial(plan, reporter, console, interrupts)
+                reason = run_serial(plan, reporter, console, interrupts)
             else:
-                RayRun(
+                reason = RayRun(
                     plan=plan,
                     roles=Roles(Actor, Evaluator, LearnerServer, ReplayServer, WeightStore),
                     reporter=reporter,
@@ -138,7 +140,9 @@ def train(arguments: Sequence[str]) -> int:
                     on_evaluation=BestWeights(plan).offer,
                     is_local=command.address is None,
                 ).run()
-            reason, code = ("interrupted", 130) if interrupts.requested.is_set() else ("done", 0)
+            code = 0
+            if interrupts.requested.is_set():
+                reason, code = "interrupted", 130
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except (RunEnded, ConnectionError, ray.exceptions.RayError) as error:
@@ -234,6 +238,9 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         each = [epsilons(config, actor, agent_steps) for actor in range(config.actor.count)]
         return float(np.mean(each))
 
+    first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
+    events = EventWriter(folder=plan.folder.path, flush_s=_FLUSH_S, first_frames=first_frames)
+    events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
     return Reporter(
         spec=plan.spec,
         total_frames=config.total_frames,
@@ -244,11 +251,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         agent_steps_before=plan.agent_steps_before,
         mean_epsilon=mean_epsilon,
         console=console,
-        events=EventWriter(
-            folder=plan.folder.path,
-            flush_s=_FLUSH_S,
-            first_frames=plan.agent_steps_before * plan.spec.action_repeat_frames,
-        ),
+        events=events,
         clock=time.monotonic,
     )
 
@@ -298,12 +301,15 @@ class BestWeights:
             self._score = score
 
 
-def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Interrupts) -> None:
+def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Interrupts) -> str:
     """Run the same cores in one process, bit-reproducible for a seed.
 
     The rate limiter says who moves: actors while it takes their pushes, the learner while it gives
     out samples. No decision looks at a clock; only reports, evaluations and checkpoints do, and
-    none of them changes what is learned.
+    none of them changes what is learned; an evaluation may end it, by `--stop-at-return`.
+
+    Returns:
+      Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
     """
     config, spec = plan.config, plan.spec
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
@@ -356,6 +362,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     best = BestWeights(plan)
+    goal = ReturnGoal(at_least=config.stop_at_return, of=config.stop_at_return_of)
 
     def save_checkpoint() -> None:
         payload = checkpoint_payload(config, spec, learner, loop)
@@ -372,6 +379,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
         result = play(config, spec, published[0], seed, interrupts.requested.is_set)
         if result is not None:
             reporter.evaluated(result)
+            goal.evaluated(result.returns)
             best.offer(result, published[0])
 
     loop.publish()
@@ -392,30 +400,36 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     evaluation_due = every(config.evaluator.every_minutes)
     # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
     most_steps = 1 if config.samples_per_insert is None else sys.maxsize
-    done = False
-    while not done and not interrupts.requested.is_set():
+    reason = ""
+    while not reason and not interrupts.requested.is_set():
         for actor, writer in zip(actors, writers, strict=True):
             if writer.has_room():
                 segments = actor.collect(1)
                 if segments:
-                    writer.push(segments, actor.drain_episodes(), actor.drain_phases())
+                    games = actor.drain_episodes()
+                    goal.trained(game.episode_return for game in games)
+                    writer.push(segments, games, actor.drain_phases())
         for _ in range(most_steps):
             if interrupts.requested.is_set() or not loop.run_step(0.0):
                 break
             sampler.learner_step = learner.learner_step
-        done = sum(shard.inserted for shard in shards) >= plan.agent_steps_left
+        is_done = sum(shard.inserted for shard in shards) >= plan.agent_steps_left
         if report_due():
             report()
         if evaluation_due():
             evaluate_published()
         if save_due():
             save_checkpoint()
+        reason = goal.reached or ("done" if is_done else "")
+    if goal.reached:
+        console.note(goal.reached)
     loop.flush_priorities()
     save_checkpoint()
     loop.publish()
     report()
     console.note(f"saved learner step {learner.learner_step}")
     evaluate_published()
+    return reason or "interrupted"
 
 
 # --- eval, plot, bench, presets ----------------------------------------------------------------
@@ -461,13 +475,13 @@ def evaluate(command: EvalCommand) -> int:
     """Play whole games with a trained network and print the score."""
     try:
         folder = RunFolder.of_run(command.run_dir)
-        path = _checkpoint_path(folder, command.checkpoint)
-        payload = load_checkpoint(path)
-        config = override(Config(), payload["config"], str(path))
-        spec = spec_from_dict(payload["spec"])
-        weights = weights_from_payload(payload)
-    except (RunFolderError, CheckpointError, ConfigError) as error:
+        path = CheckpointFolder(folder.checkpoints, 1).named(command.checkpoint)
+        trained = load_trained(path)
+        of_run = load_file(Config(), folder.config_file)
+        expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
+    except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())
+    config, spec, weights, network = trained
     config = dataclasses.replace(
         config,
         evaluator=dataclasses.replace(
@@ -487,33 +501,19 @@ def evaluate(command: EvalCommand) -> int:
         f"{result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
     )
     if command.video:
-        network = build_network(config.agent, spec)
-        load_flat_state(network, weights.buffer)
         video = folder.path / "videos" / f"{spec.name}_{weights.version.learner_step:010d}.mp4"
         record_game(config.env, network, command.epsilon, command.seed, video)
         print(f"video: {video}")
     return 0
 
 
-def _checkpoint_path(folder: RunFolder, name: str) -> Path:
-    if name == "last":
-        newest = CheckpointFolder(folder.checkpoints, 1).newest()
-        if newest is None:
-            raise RunFolderError(f"{folder.path}: has no checkpoint yet")
-        return newest
-    return folder.checkpoints / "best.pt" if name == "best" else Path(name)
-
-
 def plot(arguments: Sequence[str]) -> int:
     """Draw the runs' PNGs."""
-    from common.plots import plot_runs  # matplotlib: a second that every other command can spare
+    from common.plot_command import draw  # matplotlib: a second every other command can spare
 
-    command = parse_plot(arguments)
     try:
-        folders = [RunFolder.of_run(path).path for path in command.run_dirs]
-        for file in plot_runs(folders, command.out or folders[0] / "plots"):
-            print(file)
-    except ValueError as error:
+        draw(parse_plot(arguments), print)
+    except (ValueError, OSError) as error:
         refuse([str(error)])
     return 0
 

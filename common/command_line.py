@@ -83,13 +83,17 @@ class EvalCommand:
 class PlotCommand:
     """Draw PNGs of one run, or of several for comparison."""
 
-    run_dirs: Annotated[
+    sources: Annotated[
         Positional[tuple[Path, ...]],
-        arg(metavar="RUN_DIR [RUN_DIR ...]", help_behavior_hint="(required)"),
+        arg(metavar="RUN_DIR|FILE.json [...]", help_behavior_hint="(required)"),
     ]
-    """Folders of runs."""
+    """Folders of runs, and files that --save-scalars wrote."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """Where to draw; default: plots/ of the first run."""
+    """Where to draw; default: plots/ of the first run, or FILE-plots/ beside FILE.json."""
+    x: Literal["frames", "minutes"] = "frames"
+    """What lies on the x-axis: emulator frames, or minutes the run had run."""
+    save_scalars: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
+    """Also save the one run's curves, thinned, with its command, commit and hardware."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +208,13 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
 def parse_plot(arguments: Sequence[str]) -> PlotCommand:
     """Return the plot command; exit 2 with clear lines otherwise."""
     command = tyro.cli(PlotCommand, args=list(arguments), prog="launch.py plot")
-    if not command.run_dirs:
-        refuse(["plot RUN_DIR: must be one run folder or more"])
+    problems = []
+    if not command.sources:
+        problems.append("plot RUN_DIR: must be one run folder or more")
+    if command.save_scalars is not None and len(command.sources) > 1:
+        problems.append(f"--save-scalars {command.save_scalars}: must be given with one run alone")
+    if problems:
+        refuse(problems)
     return command
 
 

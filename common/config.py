@@ -189,6 +189,10 @@ class Config:
     """Named configuration to start from; `launch.py presets` lists them."""
     total_frames: int = 50_000_000
     """Emulator frames after which the run is done; a frame counts once replay has accepted it."""
+    stop_at_return: float | None = None
+    """Raw return at which the run is done before its frames are; None: only the frames count."""
+    stop_at_return_of: Literal["train", "eval", "either"] = "either"
+    """Whose: the mean of the last 100 training games, of one evaluation, or whichever is first."""
     seed: int = 1
     """Every generator of the run derives from it."""
     env: EnvConfig = field(default_factory=EnvConfig)
@@ -304,6 +308,13 @@ class Config:
         }
         for flag, share in shares.items():
             expect(flag, share, "from 0 to 1", share is None or 0 <= share <= 1)
+        goal, whose = self.stop_at_return, self.stop_at_return_of
+        expect("stop-at-return", goal, "finite", goal is None or math.isfinite(goal))
+        rule = "either, where no --stop-at-return is given"
+        expect("stop-at-return-of", whose, rule, goal is not None or whose == "either")
+        rule = "train, where --evaluator.no-enabled leaves no evaluations"
+        nobody = goal is not None and whose == "eval" and not self.evaluator.enabled
+        expect("stop-at-return-of", whose, rule, not nobody)
         hidden = self.agent.hidden
         expect("agent.hidden", hidden, "one or more widths >= 1", min(hidden, default=0) >= 1)
 

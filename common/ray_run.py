@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import ray
 
 from common.console import Console
+from common.goal import ReturnGoal
 from common.interrupts import Interrupts
 from common.plan import Plan
 from common.reporter import Reporter
@@ -88,15 +89,23 @@ class RayRun:
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
         self._has_learned = False
+        self._goal = ReturnGoal(
+            at_least=plan.config.stop_at_return, of=plan.config.stop_at_return_of
+        )
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
         self._started_s = time.monotonic()
 
-    def run(self) -> None:
-        """Start everything, watch until the end, stop everything."""
+    def run(self) -> str:
+        """Start everything, watch until the end, stop everything.
+
+        Returns:
+          Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
+        """
         if not self._start():
-            return
+            return "interrupted"
+        reason = ""
         try:
-            while not self._interrupts.requested.wait(_ROUND_S) and not self._poll():
+            while not self._interrupts.requested.wait(_ROUND_S) and not (reason := self._poll()):
                 self._supervise()
         except RunEnded as ended:
             self._console.note(f"the run cannot go on: {ended}")
@@ -105,7 +114,10 @@ class RayRun:
             except RunEnded as unsaved:
                 self._console.note(str(unsaved))
             raise
+        if self._goal.reached:
+            self._console.note(self._goal.reached)
         self._stop(in_order=not self._interrupts.requested.is_set())
+        return reason or "interrupted"
 
     def _start(self) -> bool:
         """Start the processes; return False when somebody interrupts."""
@@ -197,15 +209,16 @@ class RayRun:
         self._players[role, index] = handle
         self._runs[handle.run.remote()] = (role, index)
 
-    def _poll(self) -> bool:
-        """Gather the reports and show them; return whether the run is done."""
+    def _poll(self) -> str:
+        """Gather the reports and show them; return why the run is over, "" while it is not."""
         answers = self._answer(self._ask_for_reports(), _FIRST_ANSWER_S)
         if answers is None:
-            return False
+            return ""
         learner, shards = answers[0], answers[1:]
         self._book(learner, shards)
         inserts: int = sum(shard.inserts for shard in shards)
-        return inserts >= self._plan.agent_steps_left
+        is_done = inserts >= self._plan.agent_steps_left
+        return self._goal.reached or ("done" if is_done else "")
 
     def _ask_for_reports(self) -> list[Any]:
         """Return the ObjectRefs of the learner's report and of every shard's."""
@@ -216,6 +229,7 @@ class RayRun:
             role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
         }
         self._reporter.update(shards, learner, restarts)
+        self._goal.trained(game.episode_return for shard in shards for game in shard.episodes)
         self._has_learned = learner.learner_step > self._plan.learner_steps_before
         if self._silent:
             self._silent.difference_update(*(shard.actors for shard in shards))
@@ -240,6 +254,7 @@ class RayRun:
         self._evaluator_answers = True
         for result, weights in results:
             self._reporter.evaluated(result)
+            self._goal.evaluated(result.returns)
             self._on_evaluation(result, weights)
 
     def _answer(self, refs: Any, timeout_s: float) -> Any:
@@ -289,7 +304,7 @@ class RayRun:
         """Stop the players, let the learner save, take the last reports.
 
         Args:
-          in_order: the frames are done; then the last weights are evaluated, too.
+          in_order: the run is done; then the last weights are evaluated, too.
 
         Raises:
           RunEnded: the learner could not save.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from common.console import Console, RunStatus
+from common.goal import RETURN_GAMES
 from common.metrics import Rate, merge, shares
 from common.scores import human_normalized_score
 from common.tensorboard import (
@@ -46,8 +47,6 @@ from common.types import (
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0
 _RATE_WINDOW_S = 15.0
-# The training return on the console and in result.json is a mean over so many games.
-_RETURN_GAMES = 100
 # A shard that is busy for so much of its time is what limits the run.
 _REPLAY_BUSY_SHARE = 0.8
 
@@ -119,7 +118,7 @@ class Reporter:
         )
         self._learner_step = learner_steps_before
         self._agent_steps = agent_steps_before
-        self._returns: deque[float] = deque(maxlen=_RETURN_GAMES)
+        self._returns: deque[float] = deque(maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._lags: list[float] = []
         self._lag = math.nan

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -95,6 +95,30 @@ class Series(NamedTuple):
     frames: NDArray[np.float64]
     values: NDArray[np.float64]
     wall_s: NDArray[np.float64]
+
+
+class Session(NamedTuple):
+    """When the run ran: one start of it, from its event file.
+
+    Fields:
+      start_s: wall time of the file's first event.
+      end_s: of its last.
+    """
+
+    start_s: float
+    end_s: float
+
+
+class RunEvents(NamedTuple):
+    """What a run's event files hold.
+
+    Fields:
+      scalars: tag -> values.
+      sessions: one for each start of the run, in their order.
+    """
+
+    scalars: dict[str, Series]
+    sessions: list[Session]
 
 
 class EventWriter:
@@ -185,6 +209,11 @@ class EventWriter:
             value = summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
             self._write_summary([value], self._free_frame(tag, frames))
 
+    def summary(self, summary: summary_pb2.Summary, frames: int) -> None:
+        """Write a message that is made already, as plugins of TensorBoard want theirs."""
+        with self._lock:
+            self._write_summary(list(summary.value), frames)
+
     def flush(self) -> None:
         """Put everything written so far into the file, now."""
         with self._lock:
@@ -252,6 +281,11 @@ def event_files(folder: Path) -> list[Path]:
 
 
 def read_scalars(folder: Path) -> dict[str, Series]:
+    """Return every scalar tag of a run, as `read_events` finds them."""
+    return read_events(folder).scalars
+
+
+def read_events(folder: Path) -> RunEvents:
     """Return every scalar tag of a run, all its event files merged in the order they were written.
 
     What a writer states as its start (see EventWriter) drops older values from there on. A file
@@ -259,8 +293,12 @@ def read_scalars(folder: Path) -> dict[str, Series]:
     record.
     """
     rows: dict[str, list[tuple[float, float, float]]] = {}
+    sessions: list[Session] = []
     for path in event_files(folder):
+        session: Session | None = None
         for event in _events(path):
+            start_s = event.wall_time if session is None else session.start_s
+            session = Session(start_s, event.wall_time)
             if event.session_log.status == event_pb2.SessionLog.START:
                 for tag, kept in rows.items():
                     rows[tag] = [row for row in kept if row[0] < event.step]
@@ -268,11 +306,35 @@ def read_scalars(folder: Path) -> dict[str, Series]:
                 if value.WhichOneof("value") == "simple_value":
                     row = (event.step, value.simple_value, event.wall_time)
                     rows.setdefault(value.tag, []).append(row)
-    return {
+        if session is not None:
+            sessions.append(session)
+    scalars = {
         tag: Series(*np.array(kept, dtype=np.float64).T.copy())
         for tag, kept in rows.items()
         if kept
     }
+    return RunEvents(scalars, sessions)
+
+
+def running_seconds(
+    wall_s: NDArray[np.float64], sessions: Sequence[Session]
+) -> NDArray[np.float64]:
+    """Return for each wall time how long the run had run by then.
+
+    The time between an end of the run and its resumption does not count; the time that a crash made
+    worthless does.
+
+    Args:
+      wall_s: float64[n], seconds since the epoch.
+      sessions: the run's.
+
+    Returns:
+      float64[n], seconds.
+    """
+    ran_s = np.zeros(len(wall_s))
+    for session in sessions:
+        ran_s += np.clip(wall_s - session.start_s, 0.0, session.end_s - session.start_s)
+    return ran_s
 
 
 def _events(path: Path) -> Iterator[Any]:

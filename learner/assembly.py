@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from common.config import Config, to_dict
-from common.networks import flatten_state
+from common.config import Config, override, to_dict
+from common.networks import QNetwork, build_network, flatten_state, load_flat_state
 from common.seeding import derive_seed
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
@@ -87,6 +87,99 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: is no checkpoint of format {CHECKPOINT_FORMAT} of this program"
         )
     return payload
+
+
+class Trained(NamedTuple):
+    """What a checkpoint holds for those who play.
+
+    Fields:
+      config: settings of the run that wrote it.
+      spec: its environment.
+      weights: of the network.
+      network: with these weights, in evaluation mode, on the CPU.
+    """
+
+    config: Config
+    spec: EnvironmentSpec
+    weights: Weights
+    network: QNetwork
+
+
+def load_network(path: Path | str) -> QNetwork:
+    """Return a checkpoint's network, to play with: in evaluation mode, on the CPU.
+
+    It takes dtype[B, k, *frame_shape], the last k frames of B games with the newest last, and
+    returns float32[B, A]. On Atari that is uint8[B, 4, 84, 84] of `AtariPreprocessing` and
+    `FrameStackObservation(..., 4, padding_type="zero")`; elsewhere k is 1.
+
+    Raises:
+      CheckpointError: as `load_trained`.
+    """
+    network = load_trained(Path(path)).network
+    network.requires_grad_(False)
+    return network
+
+
+def load_trained(path: Path) -> Trained:
+    """Return what either kind of checkpoint holds for those who play.
+
+    Raises:
+      CheckpointError: the file is not there, damaged, no checkpoint of this format, or its weights
+        are not those of the network it speaks of; one line says which.
+    """
+    payload = load_checkpoint(path)
+    try:
+        config = override(Config(), payload["config"], str(path))
+        spec = spec_from_dict(payload["spec"])
+        weights = weights_from_payload(payload)
+        network = build_network(config.agent, spec)
+        load_flat_state(network, weights.buffer)
+    # What a dictionary of anything at all may lead to; ConfigError is a ValueError.
+    except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        reason = "; ".join(str(error).strip().splitlines()) or type(error).__name__
+        raise CheckpointError(f"{path}: holds no network that can be played: {reason}") from error
+    return Trained(config, spec, weights, network)
+
+
+def expect_same_network(
+    trained: Trained, path: Path, config: Config, spec: EnvironmentSpec, run_dir: Path
+) -> None:
+    """Refuse a checkpoint of another game or network than the run's.
+
+    Args:
+      trained: what the checkpoint holds.
+      path: of the checkpoint, for the message.
+      config: the run's settings.
+      spec: the run's environment.
+      run_dir: the run's folder, for the message.
+
+    Raises:
+      CheckpointError: they differ; one line names every difference.
+    """
+    theirs = _identity(trained.config, trained.spec, trained.network)
+    ours = _identity(config, spec, build_network(config.agent, spec))
+    differences = [
+        f"{name} {theirs[name]}, not {ours[name]}" for name in ours if theirs[name] != ours[name]
+    ]
+    if differences:
+        raise CheckpointError(
+            f"{path}: is of another game or network than {run_dir}: {'; '.join(differences)}"
+        )
+
+
+def _identity(config: Config, spec: EnvironmentSpec, network: QNetwork) -> dict[str, Any]:
+    """Return what decides whether a network can be played in a run's name."""
+    agent = config.agent
+    return {
+        "game": spec.name,
+        "actions": spec.num_actions,
+        "frames per action": spec.action_repeat_frames,
+        "observation": f"{spec.observation.dtype}{list(spec.observation.shape)}",
+        "network": agent.network,
+        "dueling": agent.dueling,
+        "hidden layers": list(agent.hidden) if agent.network == "mlp" else None,
+        "weights": sum(tensor.numel() for tensor in network.state_dict().values()),
+    }
 
 
 def weights_payload(

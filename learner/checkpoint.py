@@ -61,15 +61,19 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"Expect a checkpoint at {path}, actually: no such file")
+    # Torch's own reader tells a truncated file from a foreign one by guessing; the archive's
+    # directory knows.
+    if not zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
+        )
     try:
-        # Torch's own reader tells a truncated file from a foreign one by guessing; the archive's
-        # directory knows.
-        if not zipfile.is_zipfile(path):
-            raise CheckpointError(
-                f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
-            )
         payload = torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    # Damage inside the pickle may end in any of these.
+    except (
+        *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile),
+        *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+    ) as error:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise CheckpointError(
             f"Expect a checkpoint at {path}, actually unreadable: {reason}"
@@ -133,6 +137,21 @@ class CheckpointFolder:
         """Return the checkpoint with the most learner steps, None before the first."""
         paths = self._paths()
         return paths[-1] if paths else None
+
+    def named(self, name: str) -> Path:
+        """Return the checkpoint that a user means by `last`, `best` or a path.
+
+        Raises:
+          CheckpointError: there is no last one yet.
+        """
+        if name == "best":
+            return self.best
+        if name != "last":
+            return Path(name)
+        newest = self.newest()
+        if newest is None:
+            raise CheckpointError(f"{self._folder}: has no checkpoint yet")
+        return newest
 
     def _paths(self) -> list[Path]:
         """Return the checkpoints by learner step."""

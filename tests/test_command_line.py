@@ -110,6 +110,8 @@ def test_no_arguments_train_with_apex() -> None:
         ("--env.id CartPole-v1", "env.id", "CartPole-v1"),
         ("--total-frames 10_000_000", "total_frames", 10_000_000),
         ("--total-frames 10000000", "total_frames", 10_000_000),
+        ("--stop-at-return 18", "stop_at_return", 18.0),
+        ("--stop-at-return -5.5", "stop_at_return", -5.5),
         ("--seed 7", "seed", 7),
         ("--device cpu", "learner.device", "cpu"),
         ("--learner.device cuda", "learner.device", "cuda"),
@@ -143,6 +145,11 @@ def test_flag_sets_its_value(arguments: str, name: str, value: Any) -> None:
     found = value_of(parse_train(arguments.split()), name)
     assert found == value
     assert type(found) is type(value)
+
+
+def test_goal_of_a_run_takes_its_kind() -> None:
+    settings = parse_train(["--stop-at-return", "18", "--stop-at-return-of", "train"]).settings
+    assert (settings.stop_at_return, settings.stop_at_return_of) == (18.0, "train")
 
 
 def test_flags_work_together_and_change_nothing_else() -> None:
@@ -291,8 +298,9 @@ def test_problems_of_preset_file_and_flags_are_named_all_at_once(
     assert sorted(ours(*arguments)) == sorted(
         [
             f"--preset natur: must be one of {', '.join(PRESETS)} (did you mean nature?)",
-            f"{path}: unknown key `sed`: must be one of preset, total_frames, seed, env, agent, "
-            "actor, replay, learner, evaluator, checkpoint",
+            f"{path}: unknown key `sed`: must be one of preset, total_frames, "
+            "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
+            "evaluator, checkpoint",
             f"{path}: `learner.batch_size` is 'x': must be a whole number",
             f"{path}: `actor.envs` is 0: must be >= 1",
             f"{path}: `learner.threads` is -1: must be >= 0",
@@ -513,7 +521,7 @@ def test_help_shows_the_values_in_force(
     ("parse", "usage"),
     [
         (parse_eval, "usage: launch.py eval [-h] [OPTIONS] RUN_DIR"),
-        (parse_plot, "usage: launch.py plot [-h] RUN_DIR [RUN_DIR ...] [--out DIR]"),
+        (parse_plot, "usage: launch.py plot [-h] [OPTIONS] RUN_DIR|FILE.json [...]"),
         (parse_bench, "usage: launch.py bench [-h] [{all,actor,replay,learner,pipeline,startup}]"),
     ],
 )
@@ -551,9 +559,15 @@ def test_eval_without_a_run_is_refused(refused: Callable[..., list[str]]) -> Non
 
 def test_plot_takes_one_run_or_several(ours: Callable[..., list[str]]) -> None:
     command = parse_plot(["a", "b", "--out", "c"])
-    assert (command.run_dirs, command.out) == ((Path("a"), Path("b")), Path("c"))
+    assert (command.sources, command.out) == ((Path("a"), Path("b")), Path("c"))
+    assert (command.x, command.save_scalars) == ("frames", None)
     assert parse_plot(["a"]).out is None
+    assert parse_plot(["a", "--x", "minutes"]).x == "minutes"
+    assert parse_plot(["a", "--save-scalars", "b.json"]).save_scalars == Path("b.json")
     assert ours(by=parse_plot) == ["plot RUN_DIR: must be one run folder or more"]
+    assert ours("a", "b", "--save-scalars", "c.json", by=parse_plot) == [
+        "--save-scalars c.json: must be given with one run alone"
+    ]
 
 
 def test_bench_takes_a_stage_and_a_file(refused: Callable[..., list[str]]) -> None:

@@ -92,6 +92,11 @@ IMPOSSIBLE = [
     ("replay__max_bytes", 0, "finite and > 0"),
     ("env__stack", 256, "<= 255, the depth a segment can hold"),
     *[(name, value, "from 0 to 1") for name in SHARES for value in (-0.01, 1.01, math.nan)],
+    *[("stop_at_return", v, "finite") for v in (math.inf, -math.inf, math.nan)],
+    *[
+        ("stop_at_return_of", of, "either, where no --stop-at-return is given")
+        for of in ("train", "eval")
+    ],
     ("agent__hidden", (), "one or more widths >= 1"),
     ("agent__hidden", (64, 0), "one or more widths >= 1"),
 ]
@@ -139,6 +144,17 @@ def test_every_number_of_the_configuration_is_checked() -> None:
                 "shard (126)"
             ],
         ),
+        (
+            {
+                "stop_at_return": 18.0,
+                "stop_at_return_of": "eval",
+                "evaluator__enabled": False,
+            },
+            [
+                "--stop-at-return-of eval: must be train, where --evaluator.no-enabled leaves no "
+                "evaluations"
+            ],
+        ),
         # 2 * max(512, 8 * 8 * 50)
         (
             {"replay__band": 6_399.0},
@@ -181,6 +197,9 @@ def test_values_that_do_not_go_together_are_named(
         {"replay__priority_exponent": 0.0},
         {"evaluator__epsilon": 0.0},
         {"seed": 0},
+        {"stop_at_return": -21.0},
+        {"stop_at_return": 0.0, "stop_at_return_of": "eval"},
+        {"stop_at_return": 18.0, "evaluator__enabled": False},
         {name: 1 for name in COUNTS},
     ],
 )
@@ -238,6 +257,7 @@ FLOATS = st.floats(allow_nan=False)
 CHANGES = {
     "preset": st.text(max_size=20),
     "total_frames": st.integers(),
+    "stop_at_return": st.none() | FLOATS,
     "env__id": st.text(max_size=20) | st.sampled_from(["off", "null", "1e3", "~", "2020-01-01"]),
     "env__sticky_actions": st.none() | FLOATS,
     "env__full_action_space": st.booleans(),
@@ -363,8 +383,8 @@ def test_yaml_values_become_what_the_field_asks_for(
         ("- 1", "the file is [1]: must hold `key: value` lines"),
         (
             "lerner: {}",
-            "unknown key `lerner`: must be one of preset, total_frames, seed, env, agent, actor, "
-            "replay, learner, evaluator, checkpoint",
+            "unknown key `lerner`: must be one of preset, total_frames, stop_at_return, "
+            "stop_at_return_of, seed, env, agent, actor, replay, learner, evaluator, checkpoint",
         ),
         (
             "checkpoint: {kep: 3}",

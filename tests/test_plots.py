@@ -1,4 +1,4 @@
-"""plot_runs: PNGs from TensorBoard events."""
+"""plot_runs: PNGs from the curves of runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import plots
 from common import tensorboard as tags
-from common.plots import moving_average, plot_runs
+from common.config import ActorConfig, Config, save_file
+from common.curves import load_curves
+from common.plots import XAxis, plot_runs, provenance
+from common.presets import PRESETS
 from common.tensorboard import EventWriter
 
-ALL = ["return", "evaluation", "loss", "epsilon", "throughput", "overview"]
+ALL = [
+    *("return", "evaluation", "loss", "epsilon", "throughput"),
+    *("samples_per_insert", "policy_lag", "overview"),
+]
+
+
+def draw(sources: list[Path], out: Path, x: XAxis = "frames") -> list[Path]:
+    return plot_runs(load_curves(sources), out, x)
 
 
 def _make_run(
@@ -72,12 +81,11 @@ def _heights(axes: Axes) -> list[np.ndarray]:
 
 
 def test_one_png_per_subject_and_an_overview_at_readme_size(tmp_path: Path) -> None:
-    written = plot_runs([_make_run(tmp_path / "run")], tmp_path / "new" / "plots")
+    written = draw([_make_run(tmp_path / "run")], tmp_path / "new" / "plots")
     assert written == [tmp_path / "new" / "plots" / f"{name}.png" for name in ALL]
     sizes = {path.stem: _pixels(path) for path in written}
-    assert sizes["return"] == sizes["evaluation"] == sizes["loss"] == sizes["epsilon"] == (900, 500)
-    assert sizes["throughput"] == (900, 600)
-    assert sizes["overview"] == (900, 930)
+    assert sizes.pop("overview") == (900, 1040)
+    assert set(sizes.values()) == {(900, 500)}
 
 
 def test_subject_nobody_has_values_of_is_left_out(
@@ -86,13 +94,13 @@ def test_subject_nobody_has_values_of_is_left_out(
     run = tmp_path / "run"
     with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
         writer.scalar(tags.TRAIN_EPISODE_RETURN, -21.0, 0)
-    assert [path.stem for path in plot_runs([run], tmp_path)] == ["return", "overview"]
+    assert [path.stem for path in draw([run], tmp_path)] == ["return", "overview"]
     texts = [text.get_text() for ax in figures["overview"].axes for text in ax.texts]
-    assert texts == ["no values yet"] * 5
+    assert texts == ["no values yet"] * 7
 
 
 def test_run_with_a_single_value_shows_a_point(tmp_path: Path, figures: dict[str, Figure]) -> None:
-    plot_runs([_make_run(tmp_path / "run", values=1)], tmp_path)
+    draw([_make_run(tmp_path / "run", values=1)], tmp_path)
     for name in ALL:
         for axes in figures[name].axes:
             assert axes.get_lines()[0].get_marker() != ""
@@ -102,7 +110,7 @@ def test_run_with_a_single_value_shows_a_point(tmp_path: Path, figures: dict[str
 def test_return_shows_each_game_and_the_mean_of_the_last_hundred(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
-    plot_runs([_make_run(tmp_path / "run", values=250, scale=0.1)], tmp_path)
+    draw([_make_run(tmp_path / "run", values=250, scale=0.1)], tmp_path)
     games, mean = _heights(figures["return"].axes[0])
     raw = -21 + 0.1 * np.arange(250)
     np.testing.assert_allclose(games, raw, atol=1e-5)
@@ -115,19 +123,12 @@ def test_return_shows_each_game_and_the_mean_of_the_last_hundred(
 def test_evaluation_has_the_human_line_where_there_is_a_human_score(
     tmp_path: Path, figures: dict[str, Figure], game: str | None, lines: int
 ) -> None:
-    plot_runs([_make_run(tmp_path / "run", game=game)], tmp_path)
+    draw([_make_run(tmp_path / "run", game=game)], tmp_path)
     (axes,) = figures["evaluation"].axes
     assert len(axes.get_lines()) == lines
     assert [text.get_text() for text in axes.texts] == ["human 14.6"] * (lines - 1)
     if lines == 2:
         assert set(_heights(axes)[-1]) == {14.6}
-
-
-@pytest.mark.parametrize("content", ["", "{", "[1]", '{"game": 3}', '{"other": 1}', b"\xff"])
-def test_unusable_run_json_only_costs_the_human_line(tmp_path: Path, content: str | bytes) -> None:
-    raw = content if isinstance(content, bytes) else content.encode()
-    (tmp_path / "run.json").write_bytes(raw)
-    assert plots._human_score(tmp_path) is None
 
 
 def test_infinite_values_are_left_out_and_spikes_do_not_flatten_the_rest(
@@ -136,7 +137,7 @@ def test_infinite_values_are_left_out_and_spikes_do_not_flatten_the_rest(
     run = _make_run(tmp_path / "run", values=300)
     with EventWriter(folder=run, flush_s=10.0, first_frames=3_100_000) as writer:
         writer.scalar(tags.LEARNER_TD_LOSS, 1e6, 3_100_000)
-    plot_runs([run], tmp_path)
+    draw([run], tmp_path)
     axes = figures["loss"].axes[0]
     raw, _ = _heights(axes)
     assert len(raw) == 300
@@ -148,7 +149,7 @@ def test_several_runs_lie_over_each_other_with_a_legend_by_folder(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     runs = [_make_run(tmp_path / name) for name in ("apex", "nature")]
-    plot_runs(runs, tmp_path)
+    draw(runs, tmp_path)
     for name in ALL:
         (legend,) = figures[name].legends
         assert [text.get_text() for text in legend.get_texts()] == ["apex", "nature"]
@@ -158,17 +159,8 @@ def test_several_runs_lie_over_each_other_with_a_legend_by_folder(
     assert len(figures["evaluation"].axes[0].texts) == 1, "one game, one human line"
 
 
-def test_runs_of_the_same_name_are_told_apart_by_the_folder_above(
-    tmp_path: Path, figures: dict[str, Figure]
-) -> None:
-    runs = [_make_run(tmp_path / host / "run") for host in ("a", "b")]
-    plot_runs(runs, tmp_path)
-    texts = [text.get_text() for text in figures["return"].legends[0].get_texts()]
-    assert texts == ["a/run", "b/run"]
-
-
 def test_one_run_is_named_at_the_top(tmp_path: Path, figures: dict[str, Figure]) -> None:
-    plot_runs([_make_run(tmp_path / "pong-apex-1")], tmp_path)
+    draw([_make_run(tmp_path / "pong-apex-1")], tmp_path)
     assert figures["return"].get_suptitle() == "pong-apex-1"
     assert figures["return"].legends == []
 
@@ -179,51 +171,136 @@ def test_every_panel_of_a_figure_spans_the_same_frames(
     run = _make_run(tmp_path / "run")
     with EventWriter(folder=run, flush_s=10.0, first_frames=400_000) as writer:
         writer.scalar(tags.ENV_FRAMES_PER_S, 1.0, 1_000_000)
-    plot_runs([run], tmp_path)
+    draw([run], tmp_path)
     limits = {axes.get_xlim() for name in ALL for axes in figures[name].axes}
     assert limits == {(0.0, 1_020_000.0)}
-
-
-def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="nowhere: is not a run folder: there is no such folder"):
-        plot_runs([tmp_path / "nowhere"], tmp_path)
-
-
-def test_folder_without_events_is_named_and_nothing_is_written(tmp_path: Path) -> None:
-    good = _make_run(tmp_path / "good")
-    (tmp_path / "other").mkdir()
-    with pytest.raises(ValueError, match="other: is not a run folder: there are no TensorBoard"):
-        plot_runs([good, tmp_path / "other"], tmp_path / "plots")
-    assert not (tmp_path / "plots").exists()
-
-
-def test_run_without_values_is_named(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
-        writer.scalar(tags.LEARNER_TD_LOSS, math.inf, 1)
-    with pytest.raises(ValueError, match="run: this run has no values to plot yet"):
-        plot_runs([tmp_path / "run"], tmp_path)
-
-
-def test_no_run_at_all_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Expect at least one run folder, actually: none"):
-        plot_runs([], tmp_path)
-
-
-@pytest.mark.parametrize("window", [1, 3, 7, 50])
-def test_moving_average_agrees_with_means_taken_one_by_one(window: int) -> None:
-    values = np.random.default_rng(5).normal(size=20)
-    expected = [values[max(0, end - window) : end].mean() for end in range(1, 21)]
-    np.testing.assert_allclose(moving_average(values, window), expected, atol=1e-12)
-
-
-def test_moving_average_over_no_values_is_refused() -> None:
-    with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
-        moving_average(np.zeros(3), 0)
 
 
 def test_matplotlib_settings_of_the_process_stay_as_they_were(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     before = dict(mpl.rcParams)
-    plot_runs([_make_run(tmp_path / "run", values=2)], tmp_path)
+    draw([_make_run(tmp_path / "run", values=2)], tmp_path)
     assert dict(mpl.rcParams) == before
+
+
+# --- epsilon -----------------------------------------------------------------------------------
+
+
+def _with_config(run: Path, config: Config) -> Path:
+    save_file(config, run / "config.yaml")
+    return run
+
+
+def test_ladder_is_drawn_by_its_rates_one_for_each_environment(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    actor = ActorConfig(count=3, envs=5, epsilon=0.4, epsilon_alpha=7.0)
+    draw([_with_config(_make_run(tmp_path / "run"), Config(actor=actor))], tmp_path)
+    (axes,) = figures["epsilon"].axes
+    (rates,) = _heights(axes)
+    np.testing.assert_allclose(rates, [0.4 ** (1 + 7 * i / 14) for i in range(15)])
+    assert axes.get_yscale() == "log"
+    assert axes.get_xlabel() == "environment, by rank (0 explores most)"
+    titles = [axes.get_title(loc="left") for axes in figures["overview"].axes]
+    assert "Epsilon of each environment" in titles
+
+
+def test_schedule_is_drawn_over_frames(tmp_path: Path, figures: dict[str, Figure]) -> None:
+    draw([_with_config(_make_run(tmp_path / "run"), PRESETS["nature"].config)], tmp_path)
+    (axes,) = figures["epsilon"].axes
+    assert axes.get_title(loc="left") == "Epsilon, mean of all environments"
+    assert axes.get_xlabel() == "frames"
+    assert axes.get_yscale() == "linear"
+
+
+def test_ladder_and_schedule_beside_each_other_when_runs_differ(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    runs = [
+        _with_config(_make_run(tmp_path / name), PRESETS[name].config)
+        for name in ("apex", "nature")
+    ]
+    draw(runs, tmp_path)
+    ladder, schedule = figures["epsilon"].axes
+    assert len(ladder.get_lines()) == 1
+    assert len(schedule.get_lines()) == 2
+    assert ladder.get_lines()[0].get_color() == schedule.get_lines()[0].get_color()
+
+
+def test_ladder_of_zeros_and_of_one_environment_can_be_drawn(tmp_path: Path) -> None:
+    for i, actor in enumerate((ActorConfig(epsilon=0.0), ActorConfig(count=1, envs=1))):
+        run = _with_config(_make_run(tmp_path / f"run{i}"), Config(actor=actor))
+        assert tmp_path / "epsilon.png" in draw([run], tmp_path)
+
+
+# --- minutes, and where curves come from -------------------------------------------------------
+
+
+def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
+    tmp_path: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1_000.0]
+    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+        for minute in range(1, 4):
+            now_s[0] += 60.0
+            writer.scalar(tags.EVAL_EPISODE_RETURN, float(minute), 1_000 * minute)
+    written = draw([tmp_path / "run"], tmp_path / "plots", "minutes")
+    assert [path.name for path in written] == [
+        "evaluation_by_minutes.png",
+        "overview_by_minutes.png",
+    ]
+    (axes,) = figures["evaluation_by_minutes"].axes
+    np.testing.assert_allclose(np.asarray(axes.get_lines()[0].get_xdata()), [1.0, 2.0, 3.0])
+    assert axes.get_xlabel() == "minutes"
+    assert axes.get_xlim() == pytest.approx((0.0, 3.06))
+
+
+ABOUT = {
+    "game": "pong",
+    "command": ["python", "launch.py", "--env", "pong", "--run-dir", "my runs/1"],
+    "started": "2026-11-21T09:00:00+0000",
+    "git_commit": "0123456789abcdef0123",
+    "git_changed": True,
+    "machine": {"cpu": "Xeon", "cores": 2, "gpus": []},
+}
+
+
+def test_one_run_says_below_where_its_curves_come_from(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    run = _make_run(tmp_path / "run")
+    (run / "run.json").write_text(json.dumps(ABOUT))
+    draw([run], tmp_path)
+    assert figures["return"].get_supxlabel() == (
+        "python launch.py --env pong --run-dir 'my runs/1'\n"
+        "commit 0123456789ab with uncommitted changes, 2026-11-21, Xeon, 2 cores, no GPU"
+    )
+
+
+@pytest.mark.parametrize(
+    ("about", "lines"),
+    [
+        ({}, []),
+        ({"command": "text", "git_commit": None, "machine": None}, []),
+        ({"git_commit": "abc", "git_changed": False}, ["commit abc"]),
+        (
+            {"machine": {"cpu": "EPYC", "cores": 16, "gpus": ["H200", "H200"]}},
+            ["EPYC, 16 cores, H200, H200"],
+        ),
+    ],
+)
+def test_what_run_json_does_not_say_is_left_out(
+    tmp_path: Path, about: dict[str, Any], lines: list[str]
+) -> None:
+    run = _make_run(tmp_path / "run", values=1)
+    (run / "run.json").write_text(json.dumps(about))
+    (curves,) = load_curves([run])
+    assert provenance(curves) == lines
+
+
+def test_the_same_curves_make_the_same_bytes(tmp_path: Path) -> None:
+    run = _make_run(tmp_path / "run")
+    first, second = (draw([run], tmp_path / name) for name in ("a", "b"))
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]

@@ -16,7 +16,14 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
 )
 
 from common import tensorboard
-from common.tensorboard import EventWriter, Series, read_scalars
+from common.tensorboard import (
+    EventWriter,
+    Series,
+    Session,
+    read_events,
+    read_scalars,
+    running_seconds,
+)
 
 
 def _write(folder: Path, rows: list[tuple[str, float, int]], *, first_frames: int = 0) -> Path:
@@ -113,6 +120,28 @@ def test_resumed_run_replaces_what_the_crashed_one_wrote_after_its_checkpoint(
     assert _pairs(read["fast"]) == [(0, 0), (10, 10), (20, 20), (30, 30), (40, 40), (55, -1)]
     assert _pairs(read["slow"]) == [(40, 1.0), (99, -1.0)]
     assert "only_late" not in read
+
+
+def test_every_start_of_a_run_is_a_session_from_its_first_event_to_its_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [100.0]
+    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    for start_s, end_s, first_frames in ((100.0, 160.0, 0), (1_000.0, 1_030.0, 7)):
+        now_s[0] = start_s
+        with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=first_frames) as writer:
+            now_s[0] = end_s
+            writer.scalar("a", 1.0, first_frames + 5)
+    scalars, sessions = read_events(tmp_path)
+    assert sessions == [Session(100.0, 160.0), Session(1_000.0, 1_030.0)]
+    # The 840 s in which nothing ran do not count.
+    assert running_seconds(scalars["a"].wall_s, sessions).tolist() == [60.0, 60.0 + 30.0]
+
+
+def test_running_seconds_stand_still_between_sessions() -> None:
+    sessions = [Session(10.0, 20.0), Session(50.0, 55.0)]
+    wall_s = np.array([5.0, 10.0, 13.0, 20.0, 30.0, 50.0, 52.0, 60.0])
+    assert running_seconds(wall_s, sessions).tolist() == [0, 0, 3, 10, 10, 10, 12, 15]
 
 
 def test_run_started_over_from_nothing_in_the_same_folder_drops_everything_older(

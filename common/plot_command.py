@@ -1,0 +1,38 @@
+"""`launch.py plot`: from folders of runs, or saved curves, to PNGs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from common.command_line import PlotCommand
+from common.curves import load_curves, save_curves
+from common.plots import plot_runs, provenance
+from common.run_folder import RunFolder
+
+
+def draw(command: PlotCommand, say: Callable[[str], None]) -> None:
+    """Draw what the command asks for, and say which files there are and where the curves are from.
+
+    Raises:
+      ValueError: something is no run, or has no values yet; one line says which.
+      OSError: a file cannot be written.
+    """
+    for path in command.sources:
+        if not path.is_file():
+            RunFolder.of_run(path)
+    runs = load_curves(command.sources)
+    files = plot_runs(runs, command.out or _beside(command.sources[0]), command.x)
+    if command.save_scalars is not None:
+        save_curves(runs[0], command.save_scalars)
+        files.append(command.save_scalars)
+    for run in runs:
+        for line in provenance(run):
+            say(f"{run.label}: {line}")
+    for file in files:
+        say(str(file))
+
+
+def _beside(source: Path) -> Path:
+    """Return where to draw unless told: `plots/` of a run, `FILE-plots/` beside FILE.json."""
+    return source.with_name(f"{source.stem}-plots") if source.is_file() else source / "plots"

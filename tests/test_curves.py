@@ -1,0 +1,260 @@
+"""Curves of runs: from their folders, into a small JSON that documents keep, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common import tensorboard as tags
+from common.config import ActorConfig, Config, save_file
+from common.curves import (
+    KINDS,
+    SAVED_VALUES,
+    Ladder,
+    load_curves,
+    moving_average,
+    save_curves,
+)
+from common.presets import PRESETS
+from common.schedules import epsilon_ladder
+from common.tensorboard import EventWriter
+
+ABOUT = {
+    "game": "pong",
+    "command": ["python", "launch.py"],
+    "git_commit": "abc",
+    "machine": {"cpu": "Xeon", "cores": 2, "gpus": []},
+}
+
+
+def make_run(folder: Path, *, values: int = 30, config: Config | None = None) -> Path:
+    """Write a run of every kind of curve, a value each second and 100 frames."""
+    folder.mkdir(parents=True)
+    (folder / "run.json").write_text(json.dumps(ABOUT | {"python": "3.11"}))
+    if config is not None:
+        save_file(config, folder / "config.yaml")
+    rng = np.random.default_rng(3)
+    with EventWriter(folder=folder, flush_s=10.0, first_frames=0) as writer:
+        for i in range(values):
+            writer.scalars({tag: float(rng.normal()) for tag in KINDS}, 100 * (i + 1))
+            writer.scalar("replay/bytes", 1.0, 100 * (i + 1))
+    return folder
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_curve_holds_frames_seconds_values_and_their_moving_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [500.0]
+    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+        for i in range(250):
+            now_s[0] += 2.0
+            writer.scalar(tags.TRAIN_EPISODE_RETURN, float(i), 10 * i)
+    (run,) = load_curves([tmp_path / "run"])
+    curve = run.curves[tags.TRAIN_EPISODE_RETURN]
+    assert curve.frames.tolist() == [10 * i for i in range(250)]
+    assert curve.seconds.tolist() == [2.0 * (i + 1) for i in range(250)]
+    assert curve.values.tolist() == list(range(250))
+    assert curve.smooth[-1] == np.mean(range(150, 250))
+    assert curve.smooth[0] == 0.0
+
+
+def test_infinite_values_are_left_out(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
+        for frames, value in enumerate((1.0, math.inf, 3.0)):
+            writer.scalar(tags.LEARNER_TD_LOSS, value, frames)
+    (run,) = load_curves([tmp_path])
+    assert run.curves[tags.LEARNER_TD_LOSS].frames.tolist() == [0, 2]
+
+
+def test_run_knows_its_ladder_and_its_human_score(tmp_path: Path) -> None:
+    actor = ActorConfig(count=4, envs=2, epsilon=0.3, epsilon_alpha=5.0)
+    (run,) = load_curves([make_run(tmp_path / "run", config=Config(actor=actor))])
+    assert run.ladder == Ladder(8, 0.3, 5.0)
+    by_actor = [epsilon_ladder(4, 2, actor, 0.3, 5.0) for actor in range(4)]
+    expected = sorted(np.concatenate(by_actor), reverse=True)
+    np.testing.assert_allclose(run.ladder.rates, expected)
+    assert run.human_score == 14.6
+
+
+def test_run_with_a_schedule_or_without_settings_has_no_ladder(tmp_path: Path) -> None:
+    scheduled = make_run(tmp_path / "scheduled", config=PRESETS["nature"].config)
+    bare = make_run(tmp_path / "bare")
+    spoilt = make_run(tmp_path / "spoilt")
+    (spoilt / "config.yaml").write_text("actor: {count: -3}")
+    assert [run.ladder for run in load_curves([scheduled, bare, spoilt])] == [None] * 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"game": 3}', '{"other": 1}', b"\xff"])
+def test_unusable_run_json_only_costs_what_it_would_have_said(
+    tmp_path: Path, content: str | bytes
+) -> None:
+    run_dir = make_run(tmp_path / "run")
+    raw = content if isinstance(content, bytes) else content.encode()
+    (run_dir / "run.json").write_bytes(raw)
+    (run,) = load_curves([run_dir])
+    assert run.human_score is None
+
+
+def test_runs_of_the_same_name_are_told_apart_by_the_folder_above(tmp_path: Path) -> None:
+    runs = load_curves([make_run(tmp_path / host / "run") for host in ("a", "b")])
+    assert [run.label for run in runs] == ["a/run", "b/run"]
+
+
+def test_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere: is not a run folder: there is no such folder"):
+        load_curves([tmp_path / "nowhere"])
+
+
+def test_folder_without_events_is_named(tmp_path: Path) -> None:
+    good = make_run(tmp_path / "good")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(ValueError, match="other: has no values to plot: there are no TensorBoard"):
+        load_curves([good, tmp_path / "other"])
+
+
+def test_run_without_values_is_named(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+        writer.scalar(tags.LEARNER_TD_LOSS, math.inf, 1)
+    with pytest.raises(ValueError, match="run: this run has no values to plot yet"):
+        load_curves([tmp_path / "run"])
+
+
+def test_no_run_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expect at least one run folder, actually: none"):
+        load_curves([])
+
+
+@pytest.mark.parametrize("window", [1, 3, 7, 50])
+def test_moving_average_agrees_with_means_taken_one_by_one(window: int) -> None:
+    values = np.random.default_rng(5).normal(size=20)
+    expected = [values[max(0, end - window) : end].mean() for end in range(1, 21)]
+    np.testing.assert_allclose(moving_average(values, window), expected, atol=1e-12)
+
+
+def test_moving_average_over_no_values_is_refused() -> None:
+    with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
+        moving_average(np.zeros(3), 0)
+
+
+# --- saved curves ------------------------------------------------------------------------------
+
+
+def test_saved_curves_come_back_as_they_were(tmp_path: Path) -> None:
+    (run,) = load_curves([make_run(tmp_path / "run", config=Config())])
+    file = tmp_path / "docs" / "run.json"
+    save_curves(run, file)
+    (back,) = load_curves([file])
+    assert (back.label, back.about, back.ladder) == (run.label, ABOUT, run.ladder)
+    assert set(back.curves) == set(KINDS) == set(run.curves)
+    for tag, curve in run.curves.items():
+        assert back.curves[tag].frames.tolist() == curve.frames.tolist()
+        np.testing.assert_allclose(back.curves[tag].seconds, curve.seconds, atol=0.051)
+        np.testing.assert_allclose(back.curves[tag].values, curve.values, rtol=1e-5)
+        np.testing.assert_allclose(back.curves[tag].smooth, curve.smooth, rtol=1e-5)
+
+
+def test_long_curves_are_thinned_but_keep_ends_and_true_moving_averages(tmp_path: Path) -> None:
+    (run,) = load_curves([make_run(tmp_path / "run", values=2_000)])
+    save_curves(run, tmp_path / "run.json")
+    (back,) = load_curves([tmp_path / "run.json"])
+    for tag, whole in run.curves.items():
+        thin = back.curves[tag]
+        assert len(thin.frames) == SAVED_VALUES
+        assert (thin.frames[0], thin.frames[-1]) == (whole.frames[0], whole.frames[-1])
+        steps = np.diff(thin.frames)
+        assert steps.max() - steps.min() <= 100, "evenly spread"
+        at = np.searchsorted(whole.frames, thin.frames)
+        np.testing.assert_allclose(thin.smooth, whole.smooth[at], rtol=1e-5)
+        np.testing.assert_allclose(thin.values, whole.values[at], rtol=1e-5)
+    assert (tmp_path / "run.json").stat().st_size < 200_000
+
+
+def test_saving_is_deterministic_and_saving_again_changes_nothing(tmp_path: Path) -> None:
+    (run,) = load_curves([make_run(tmp_path / "run", values=700)])
+    first, second, third = (tmp_path / f"{i}.json" for i in range(3))
+    save_curves(run, first)
+    save_curves(run, second)
+    (back,) = load_curves([first])
+    save_curves(back, third)
+    assert first.read_bytes() == second.read_bytes() == third.read_bytes()
+
+
+def test_folders_and_files_are_drawn_together(tmp_path: Path) -> None:
+    (run,) = load_curves([make_run(tmp_path / "one")])
+    save_curves(run._replace(label="saved"), tmp_path / "two.json")
+    assert [r.label for r in load_curves([tmp_path / "one", tmp_path / "two.json"])] == [
+        "one",
+        "saved",
+    ]
+
+
+def test_file_is_text_with_a_line_for_each_column(tmp_path: Path) -> None:
+    (run,) = load_curves([make_run(tmp_path / "run")])
+    save_curves(run, tmp_path / "run.json")
+    lines = (tmp_path / "run.json").read_text().splitlines()
+    assert sum('"frames": [' in line for line in lines) == len(KINDS)
+    assert '      "frames": [100, 200, 300,' in "\n".join(lines)
+
+
+def spoil(**changes: Any) -> dict[str, Any]:
+    """Return what a file may wrongly hold."""
+    column = {"frames": [1], "seconds": [1.0], "values": [2.0]}
+    sound = {
+        "format": "troop-scalars-1",
+        "label": "run",
+        "about": {},
+        "ladder": None,
+        "scalars": {tags.LEARNER_TD_LOSS: column},
+    }
+    return sound | changes
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        b"\xff\xfe",
+        '{"rows": []}',
+        spoil(format="troop-scalars-9"),
+        spoil(about=3),
+        spoil(ladder={"environments": 0, "epsilon": 0.4, "alpha": 7.0}),
+        spoil(ladder={"steps": 3}),
+        spoil(scalars=[]),
+        spoil(scalars={tags.LEARNER_TD_LOSS: {"frames": [1]}}),
+        spoil(scalars={tags.LEARNER_TD_LOSS: {"frames": [1, 2], "seconds": [1], "values": [2]}}),
+        spoil(scalars={tags.LEARNER_TD_LOSS: {"frames": [], "seconds": [], "values": []}}),
+        spoil(scalars={tags.LEARNER_TD_LOSS: {"frames": "a", "seconds": [1], "values": [2]}}),
+    ],
+)
+def test_file_of_anything_else_is_one_clear_line(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "other.json"
+    if isinstance(content, dict):
+        content = json.dumps(content)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"other\.json: ") as raised:
+        load_curves([path])
+    assert "\n" not in str(raised.value)
+
+
+def test_sound_file_of_the_test_above_is_read(tmp_path: Path) -> None:
+    (tmp_path / "sound.json").write_text(json.dumps(spoil()))
+    (run,) = load_curves([tmp_path / "sound.json"])
+    assert run.curves[tags.LEARNER_TD_LOSS].values.tolist() == [2.0]
+
+
+def test_file_without_values_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.json").write_text(json.dumps(spoil(scalars={})))
+    with pytest.raises(ValueError, match=r"empty\.json: has no values to plot"):
+        load_curves([tmp_path / "empty.json"])
