@@ -40,6 +40,7 @@ def with_values(**values: Any) -> Config:
 # The values next to what is possible, and what the line says of them.
 COUNTS = [
     "total_frames",
+    "total_episodes",
     "env__action_repeat_frames",
     "env__stack",
     "env__max_game_frames",
@@ -55,6 +56,7 @@ COUNTS = [
     "replay__frames_per_block",
     "learner__batch_size",
     "learner__target_period_learner_steps",
+    "learner__target_period_episodes",
     "learner__publish_period_learner_steps",
     "learner__prefetch_batches",
     "learner__decode_threads",
@@ -92,6 +94,7 @@ IMPOSSIBLE = [
     ("replay__max_bytes", 0, "finite and > 0"),
     ("env__stack", 256, "<= 255, the depth a segment can hold"),
     *[(name, value, "from 0 to 1") for name in SHARES for value in (-0.01, 1.01, math.nan)],
+    *[("env__life_loss_reward", v, "finite and <= 0") for v in (0.5, -math.inf, math.nan)],
     ("agent__hidden", (), "one or more widths >= 1"),
     ("agent__hidden", (64, 0), "one or more widths >= 1"),
 ]
@@ -155,6 +158,13 @@ def test_every_number_of_the_configuration_is_checked() -> None:
                 "transitions per push)"
             ],
         ),
+        (
+            {"replay__order": "sequential"},
+            [
+                "--replay.order sequential: must be random while --replay.priority-exponent is "
+                "above 0"
+            ],
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_named(
@@ -180,6 +190,8 @@ def test_values_that_do_not_go_together_are_named(
         {"actor__cpus": 0.1},
         {"replay__priority_exponent": 0.0},
         {"evaluator__epsilon": 0.0},
+        {"replay__order": "sequential", "replay__priority_exponent": 0.0},
+        {"env__life_loss_reward": -1.0},
         {"seed": 0},
         {name: 1 for name in COUNTS},
     ],
@@ -238,10 +250,11 @@ FLOATS = st.floats(allow_nan=False)
 CHANGES = {
     "preset": st.text(max_size=20),
     "total_frames": st.integers(),
+    "total_episodes": st.none() | st.integers(),
     "env__id": st.text(max_size=20) | st.sampled_from(["off", "null", "1e3", "~", "2020-01-01"]),
     "env__sticky_actions": st.none() | FLOATS,
     "env__full_action_space": st.booleans(),
-    "agent__network": st.sampled_from(["nature_cnn", "mlp"]),
+    "agent__network": st.sampled_from(["nature_cnn", "pixel_cnn", "mlp"]),
     "agent__hidden": st.lists(st.integers()).map(tuple),
     "actor__cpus": st.just("auto") | FLOATS,
     "replay__samples_per_insert": st.just("off") | FLOATS,
@@ -363,8 +376,8 @@ def test_yaml_values_become_what_the_field_asks_for(
         ("- 1", "the file is [1]: must hold `key: value` lines"),
         (
             "lerner: {}",
-            "unknown key `lerner`: must be one of preset, total_frames, seed, env, agent, actor, "
-            "replay, learner, evaluator, checkpoint",
+            "unknown key `lerner`: must be one of preset, total_frames, total_episodes, seed, env, "
+            "agent, actor, replay, learner, evaluator, checkpoint",
         ),
         (
             "checkpoint: {kep: 3}",
