@@ -268,6 +268,7 @@ def make_replay(
     capacity: int = 1000,
     max_bytes: int = 10**9,
     alpha: float = 0.0,
+    is_sequential: bool = False,
     seed: int = 0,
     shard: int = 0,
     incarnation: int = 0,
@@ -284,6 +285,7 @@ def make_replay(
         ),
         capacity=capacity,
         alpha=alpha,
+        is_sequential=is_sequential,
         rng=np.random.default_rng(seed),
     )
 
