@@ -205,7 +205,8 @@ class RayRun:
         learner, shards = answers[0], answers[1:]
         self._book(learner, shards)
         inserts: int = sum(shard.inserts for shard in shards)
-        return inserts >= self._plan.agent_steps_left
+        ended = self._reporter.progress.episodes - self._plan.episodes_before
+        return inserts >= self._plan.agent_steps_left or ended >= self._plan.episodes_left
 
     def _ask_for_reports(self) -> list[Any]:
         """Return the ObjectRefs of the learner's report and of every shard's."""

@@ -255,11 +255,13 @@ class ShardCounts(NamedTuple):
       inserts: transitions ever inserted into this shard.
       transitions: live transitions.
       mass: sum of (priority + 1e-6) ** alpha over them.
+      episodes: training games ever ended whose records came into this shard.
     """
 
     inserts: int
     transitions: int
     mass: float
+    episodes: int
 
 
 class SampleReply(NamedTuple):

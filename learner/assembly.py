@@ -17,7 +17,7 @@ from learner.learner import Learner, compiler_available
 from learner.learner_loop import LearnerLoop
 
 # Raised whenever a checkpoint of the version before could not be read any more.
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 
 
 def resolve_device(name: str) -> torch.device:
@@ -69,6 +69,7 @@ def checkpoint_payload(
             "learner_step": learner.learner_step,
             "samples": loop.samples,
             "agent_steps": loop.agent_steps,
+            "episodes": loop.episodes,
             "incarnation": loop.version.incarnation,
         },
     }

@@ -89,8 +89,8 @@ class PrioritizedReplay:
         self._tree.set(emptied, np.zeros(len(emptied)))
 
     def counts(self) -> ShardCounts:
-        """Return the state that rides on every reply."""
-        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total)
+        """Return the state that rides on every reply; of episodes only the shard knows."""
+        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total, 0)
 
     def sample(self, num: int) -> SampleReply:
         """Draw `num` rows (none while empty) with the compressed blocks they need."""

@@ -105,7 +105,7 @@ class ReplaySampler:
         self._decoder = decoder
         self._rng = rng
         self._in_flight = in_flight
-        self._counts = [ShardCounts(0, 0, 0.0) for _ in shards]
+        self._counts = [ShardCounts(0, 0, 0.0, 0) for _ in shards]
         self._requests: deque[list[tuple[int, int, Pending[SampleReply]]]] = deque()
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
         self._samples = 0
@@ -126,6 +126,11 @@ class ReplaySampler:
     def size(self) -> int:
         """Live transitions over all shards, as they last said."""
         return sum(counts.transitions for counts in self._counts)
+
+    @property
+    def episodes(self) -> int:
+        """Training games that ended, over all shards, as they last said."""
+        return sum(counts.episodes for counts in self._counts)
 
     def fetch(self) -> Batch | None:
         """Return the next batch, or None when the limiter or an empty replay says "not yet"."""
