@@ -51,6 +51,7 @@ from common.reporter import Reporter
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
+from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
@@ -266,6 +267,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     """Say what will run and where to look at it."""
     config = plan.config
     cores = resolve_threads(0)
+    console.note(f"settings:\n{settings_table(config)}")
     console.note(plan.spec.protocol)
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
@@ -543,7 +545,7 @@ def presets() -> int:
     """List the presets with their source."""
     for name, preset in PRESETS.items():
         frames = f"{preset.config.total_frames:,} frames"
-        print(f"{name:12} {preset.config.env.id}, {frames}: {preset.source}")
+        print(f"{name:20} {preset.config.env.id}, {frames}: {preset.source}")
     return 0
 
 
