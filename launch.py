@@ -53,6 +53,7 @@ from common.reporter import Reporter
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
+from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
@@ -152,6 +153,7 @@ def train(arguments: Sequence[str]) -> int:
         progress = reporter.progress
         result = {
             "frames": progress.frames,
+            "episodes": progress.episodes,
             "seconds": round(time.monotonic() - started_s, 1),
             "learner_steps": progress.learner_steps,
             "last_train_return": _number(progress.last_train_return),
@@ -193,7 +195,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             cores=resolve_threads(0),
             has_cuda=torch.cuda.is_available(),
         )
-    counters = {"agent_steps": 0, "learner_step": 0, "samples": 0, "incarnation": -1}
+    counters = dict.fromkeys(("agent_steps", "episodes", "learner_step", "samples"), 0)
+    counters["incarnation"] = -1
     resume_from = ""
     try:
         if command.resume is not None:
@@ -215,6 +218,11 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             problems.append(
                 f"--total-frames {config.total_frames}: must be > {frames}, played already"
             )
+    if config.total_episodes is not None and counters["episodes"] >= config.total_episodes:
+        problems.append(
+            f"--total-episodes {config.total_episodes}: must be > {counters['episodes']}, played "
+            "already"
+        )
     if problems or spec is None:
         refuse(problems)
     return Plan(
@@ -224,6 +232,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         max_bytes=config.replay.max_bytes or memory_bytes // 2,
         resume_from=resume_from,
         agent_steps_before=counters["agent_steps"],
+        episodes_before=counters["episodes"],
         learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
         incarnation=counters["incarnation"] + 1,
@@ -249,6 +258,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         samples_before=plan.samples_before,
         learner_steps_before=plan.learner_steps_before,
         agent_steps_before=plan.agent_steps_before,
+        episodes_before=plan.episodes_before,
         mean_epsilon=mean_epsilon,
         console=console,
         events=events,
@@ -260,6 +270,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     """Say what will run and where to look at it."""
     config = plan.config
     cores = resolve_threads(0)
+    console.note(f"settings:\n{settings_table(config)}")
     console.note(plan.spec.protocol)
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
@@ -354,6 +365,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
         send_priorities=PriorityUpdater(shards=handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
         agent_steps=lambda: plan.agent_steps_before + sum(s.inserted for s in shards),
+        episodes=lambda: plan.episodes_before + sum(s.ended_episodes for s in shards),
         incarnation=plan.incarnation,
         publish_period_learner_steps=config.learner.publish_period_learner_steps,
         samples=plan.samples_before,
@@ -413,7 +425,10 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
             if interrupts.requested.is_set() or not loop.run_step(0.0):
                 break
             sampler.learner_step = learner.learner_step
-        is_done = sum(shard.inserted for shard in shards) >= plan.agent_steps_left
+        is_done = (
+            sum(shard.inserted for shard in shards) >= plan.agent_steps_left
+            or sum(shard.ended_episodes for shard in shards) >= plan.episodes_left
+        )
         if report_due():
             report()
         if evaluation_due():
@@ -530,7 +545,7 @@ def presets() -> int:
     """List the presets with their source."""
     for name, preset in PRESETS.items():
         frames = f"{preset.config.total_frames:,} frames"
-        print(f"{name:12} {preset.config.env.id}, {frames}: {preset.source}")
+        print(f"{name:20} {preset.config.env.id}, {frames}: {preset.source}")
     return 0
 
 

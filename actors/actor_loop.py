@@ -36,6 +36,7 @@ class ActorLoop:
         n_step: int,
         gamma: float,
         clip_rewards: bool,
+        life_loss_reward: float,
         segment_transitions: int,
         frames_per_block: int,
         first_priority: FirstPriority | None,
@@ -51,6 +52,8 @@ class ActorLoop:
           n_step: agent steps in a return.
           gamma: discount per agent step.
           clip_rewards: clip each reward to [-1, 1] before summing.
+          life_loss_reward: added, before clipping, to the reward that is learned from where a life
+            was lost; returns are reported without it.
           segment_transitions: transitions per segment.
           frames_per_block: see common.compression.
           first_priority: |TD error| of finished rows; None where replay is uniform.
@@ -62,6 +65,7 @@ class ActorLoop:
         self._environments = environments
         self._policy = policy
         self._clip_rewards = clip_rewards
+        self._life_loss_reward = life_loss_reward
         self._accumulators = [
             NStepAccumulator(n_step=n_step, gamma=gamma) for _ in range(environments.num_envs)
         ]
@@ -136,8 +140,10 @@ class ActorLoop:
         self, actions: NDArray[np.int64], q: NDArray[np.float32], version: tuple[int, int]
     ) -> list[SegmentWriter]:
         """Book the timestep reached last; its Q-values came with the choice of the next action."""
-        observation, reward, terminated, truncated, first, game_over = self._timesteps
-        learned = np.clip(reward, -1.0, 1.0) if self._clip_rewards else reward
+        observation, reward, terminated, truncated, first, game_over, life_lost = self._timesteps
+        learned = reward + np.float32(self._life_loss_reward) * life_lost
+        if self._clip_rewards:
+            learned = np.clip(learned, -1.0, 1.0)
         self._count_games(reward, first, game_over)
         rows = zip(
             self._accumulators,

@@ -46,6 +46,7 @@ def make_actor_loop(
         n_step=config.agent.n_step,
         gamma=config.agent.gamma,
         clip_rewards=config.env.clip_rewards,
+        life_loss_reward=config.env.life_loss_reward,
         segment_transitions=config.actor.segment_transitions,
         frames_per_block=config.replay.frames_per_block,
         first_priority=first_priority if config.replay.priority_exponent > 0 else None,

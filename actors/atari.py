@@ -104,9 +104,9 @@ def atari_vector(env: EnvConfig, num_envs: int, **look: Any) -> AtariVectorEnv:
         repeat_action_probability=game.sticky_actions,
         full_action_space=env.full_action_space,
         noop_max=env.noop_max + 1,  # ale-py draws from 0 to noop_max - 1
-        # Games begin with no-ops only, as in Mnih et al. 2015 and Machado et al. 2018: the agent
-        # learns to fire, which it needs after a lost life anyway.
-        use_fire_reset=False,
+        # Off by default: games begin with no-ops only, as in Mnih et al. 2015 and Machado et al.
+        # 2018, and the agent learns to fire, which it needs after a lost life anyway.
+        use_fire_reset=env.fire_reset,
         episodic_life=False,
         life_loss_info=False,
         reward_clipping=False,
@@ -128,7 +128,11 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
     assert game is not None, env.id
     num_actions = 18 if env.full_action_space else _console(game.rom).minimal_actions
     actions = "the full set of 18 actions" if env.full_action_space else f"{num_actions} actions"
-    life = "ends the value in training" if env.life_loss_terminates else "is no signal"
+    fire = " and FIRE" if env.fire_reset else ""
+    signals = ["ends the value"] if env.life_loss_terminates else []
+    if env.life_loss_reward:
+        signals.append(f"is worth {env.life_loss_reward:g}")
+    life = f"{' and '.join(signals)} in training" if signals else "is no signal"
     return EnvironmentSpec(
         name=game.rom,
         observation=ObservationSpec(FRAME_SHAPE, "uint8", env.stack),
@@ -136,8 +140,8 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
         action_repeat_frames=env.action_repeat_frames,
         protocol=(
             f"{env.id} means {atari_title(game.rom)} with sticky actions {game.sticky_actions:g},"
-            f" {actions} of {env.action_repeat_frames} frames, up to {env.noop_max} no-op frames at"
-            f" the start, a limit of {env.max_game_frames:,} frames; a lost life {life}."
+            f" {actions} of {env.action_repeat_frames} frames, up to {env.noop_max} no-op frames"
+            f"{fire} at the start, a limit of {env.max_game_frames:,} frames; a lost life {life}."
         ),
     )
 
@@ -190,10 +194,10 @@ class AtariEnvironments:
         # C++ resets exactly where it said terminated or truncated, life loss being off.
         first, self._game_over = self._game_over, over | truncated
         before, self._lives = self._lives, info["lives"]
+        life_lost = (self._lives < before) & ~first
         terminated = over
         if self._life_loss_terminates:
-            lost = (self._lives < before) & (self._lives > 0) & ~first
-            terminated = over | lost
+            terminated = over | (life_lost & (self._lives > 0))
         return TimeSteps(
             observation=observation,
             reward=reward.astype(np.float32),
@@ -201,6 +205,7 @@ class AtariEnvironments:
             truncated=truncated,
             first=first,
             game_over=self._game_over,
+            life_lost=life_lost,
         )
 
     def close(self) -> None:

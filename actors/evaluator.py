@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.atari import AtariEnvironments, atari_game, atari_screen_shape, atari_vector
-from actors.environments import Environments, GymnasiumEnvironments
+from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels
+from actors.environments import Environments
+from actors.gymnasium_environments import GymnasiumEnvironments
 from actors.policy import EpsilonGreedyPolicy
 from common.config import EnvConfig
 
@@ -188,8 +190,10 @@ class _FilmedGymnasium:
     """Any other environment, which draws itself."""
 
     def __init__(self, env: EnvConfig, seed: int) -> None:
-        self._played = GymnasiumEnvironments(
-            env=env, num_envs=1, seed=seed, render_mode="rgb_array"
+        self._played = (
+            CartPolePixels(env=env, num_envs=1, seed=seed)
+            if env.id == CARTPOLE_PIXELS
+            else GymnasiumEnvironments(env=env, num_envs=1, seed=seed, render_mode="rgb_array")
         )
         self.pictures_per_s = self._played.render_frames_per_s
 
@@ -201,7 +205,7 @@ class _FilmedGymnasium:
         return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
 
     def picture(self) -> NDArray[np.uint8]:
-        picture = self._played.render()
+        (picture,) = self._played.screens()
         height, width, _ = picture.shape
         return np.ascontiguousarray(picture[: height - height % 2, : width - width % 2])
 

@@ -20,6 +20,7 @@ def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
         truncated=np.zeros(num_envs, np.bool_),
         first=np.ones(num_envs, np.bool_),
         game_over=np.zeros(num_envs, np.bool_),
+        life_lost=np.zeros(num_envs, np.bool_),
     )
 
 

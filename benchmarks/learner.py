@@ -71,6 +71,7 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
         ).update,
         send_weights=lambda weights: None,
         agent_steps=lambda: 0,
+        episodes=lambda: 0,
         incarnation=0,
         publish_period_learner_steps=10,
         samples=0,

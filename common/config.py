@@ -27,21 +27,25 @@ class EnvConfig:
     """The environment and how it is seen."""
 
     id: Annotated[str, arg(aliases=["--env"], metavar="ID")] = "pong"
-    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, or any gymnasium id (`CartPole-v1`)."""
+    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, a gymnasium id or `CartPole-v1-pixels`."""
     sticky_actions: float | None = None
     """Chance that the last action is repeated; None: as the id says (ALE/*-v5: 0.25, else 0)."""
     full_action_space: bool = False
     """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
     noop_max: int = 30
     """Most random no-ops at a game's start, in emulator frames (Mnih et al. 2015, Methods: 30)."""
+    fire_reset: bool = False
+    """Press FIRE once at a game's start on Atari, as the classic wrappers do (OpenAI Baselines)."""
     life_loss_terminates: bool = True
     """In training, a lost life ends the value, not the game (Mnih et al. 2015, Methods)."""
+    life_loss_reward: float = 0.0
+    """Learned with each lost life, before clipping; no part of any return that is reported."""
     clip_rewards: bool = True
     """Learn from rewards clipped to [-1, 1] (Mnih et al. 2015); reported returns are raw."""
     action_repeat_frames: int = 4
     """Emulator frames per agent step on Atari; the last two are max-pooled (Mnih et al. 2015)."""
     stack: int = 4
-    """Frames in an observation on Atari; other environments always use 1."""
+    """Frames in an observation on Atari; others use 1, and CartPole's pixels 2."""
     max_game_frames: int = 108_000
     """Emulator frames after which a game is truncated, 30 minutes (Hessel et al. 2018)."""
 
@@ -50,9 +54,10 @@ class EnvConfig:
 class AgentConfig:
     """What actors and learner must share: the network and the n-step target."""
 
-    network: Literal["nature_cnn", "nips_cnn", "mlp"] = "nature_cnn"
+    network: Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"] = "nature_cnn"
     """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
-    (Mnih et al. 2013), for learning on CPUs; `mlp`: for vectors."""
+    (Mnih et al. 2013), for learning on CPUs; `pixel_cnn`: 16, 32, 32, each @5s2 with batch
+    normalisation, of the frames' differences; `mlp`: for vectors."""
     hidden: tuple[int, ...] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True
@@ -117,6 +122,8 @@ class ReplayConfig:
     """Replay servers."""
     frames_per_block: int = 4
     """Frames per lz4 block; docs/decisions.md has the table of bytes and decode rates."""
+    order: Literal["random", "sequential"] = "random"
+    """`sequential`: a batch is a run of neighbours in order of insertion, from a random start."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +150,8 @@ class LearnerConfig:
     """Clip each gradient element to +- this; None: off."""
     target_period_learner_steps: int = 2_500
     """Copy online to target after so many learner steps (Horgan et al. 2018, appendix C)."""
+    target_period_episodes: int | None = None
+    """Copy it whenever so many more training games ended instead; None: by learner steps."""
     publish_period_learner_steps: int = 10
     """Offer weights to the actors after so many learner steps, and at most once a second."""
     prefetch_batches: int = 2
@@ -189,6 +198,8 @@ class Config:
     """Named configuration to start from; `launch.py presets` lists them."""
     total_frames: int = 50_000_000
     """Emulator frames after which the run is done; a frame counts once replay has accepted it."""
+    total_episodes: int | None = None
+    """Training games after which the run is done, if the frames are not first; None: no limit."""
     stop_at_return: float | None = None
     """Raw return at which the run is done before its frames are; None: only the frames count."""
     stop_at_return_of: Literal["train", "eval", "either"] = "either"
@@ -267,6 +278,14 @@ class Config:
         }
         for flag, count in counts.items():
             expect(flag, count, ">= 1", count >= 1)
+        episodes = {
+            "total-episodes": self.total_episodes,
+            "learner.target-period-episodes": learner.target_period_episodes,
+        }
+        for flag, limit in episodes.items():
+            expect(flag, limit, ">= 1", limit is None or limit >= 1)
+        punishment = env.life_loss_reward
+        expect("env.life-loss-reward", punishment, "finite and <= 0", -math.inf < punishment <= 0)
         expect("env.stack", env.stack, "<= 255, the depth a segment can hold", env.stack <= 255)
         may_be_zero = {
             "seed": self.seed,
@@ -330,6 +349,9 @@ class Config:
             rule = f">= {push * shards}, one push ({push} transitions) for each shard ({shards})"
             expect("replay.capacity", capacity, rule, capacity >= push * shards)
         ratio, band, least = self.samples_per_insert, replay.band, self.least_band
+        if replay.order == "sequential":
+            rule = "random while --replay.priority-exponent is above 0"
+            expect("replay.order", replay.order, rule, not replay.priority_exponent > 0)
         limited = band is not None and ratio is not None and band > 0 and 0 < ratio < math.inf
         if limited and pushes and batch >= 1:
             rule = f">= {least:g}: 2 * max(batch, samples per insert * transitions per push)"

@@ -22,26 +22,30 @@ class _Shape(NamedTuple):
 
     Fields:
       layers: output channels, kernel size and stride of each convolution.
-      hidden: width of the last hidden layer.
+      hidden: width of the last hidden layer; 0: none.
+      of_differences: it sees each frame less the one before, and normalises every convolution.
     """
 
     layers: tuple[tuple[int, int, int], ...]
     hidden: int
+    of_differences: bool
 
 
 _CONVOLUTIONAL = {
     # Mnih et al. 2015, Methods.
-    "nature_cnn": _Shape(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512),
+    "nature_cnn": _Shape(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, of_differences=False),
     # Mnih et al. 2013, section 4.1: under a third of the arithmetic.
-    "nips_cnn": _Shape(((16, 8, 4), (32, 4, 2)), 256),
+    "nips_cnn": _Shape(((16, 8, 4), (32, 4, 2)), 256, of_differences=False),
+    # For CartPole's pixels (the PyTorch DQN tutorial of 2017).
+    "pixel_cnn": _Shape(((16, 5, 2), (32, 5, 2), (32, 5, 2)), 0, of_differences=True),
 }
 
 
 class QNetwork(nn.Module):
     """Action values of stacked observations.
 
-    `torso` makes features, `hidden` is the last hidden layer, `value` and `advantage` are linear.
-    With two streams (Wang et al. 2016, equation 9)
+    `torso` makes features, `hidden` is the last hidden layer, if there is one; `value` and
+    `advantage` are linear. With two streams (Wang et al. 2016, equation 9)
 
         Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a').
 
@@ -66,7 +70,7 @@ class QNetwork(nn.Module):
           observation: what the network is fed.
           torso: float32[B, k, *frame_shape] to anything of `features` numbers per row.
           features: size of the torso's output per row.
-          hidden: width of the last hidden layer of each stream.
+          hidden: width of the last hidden layer of each stream; 0: none.
           num_actions: A.
           dueling: two streams, or only the one called `advantage`, which is then Q itself.
         """
@@ -74,9 +78,9 @@ class QNetwork(nn.Module):
         self._observation = observation
         self._width = hidden
         self.torso = torso
-        self.hidden = nn.Linear(features, hidden * (2 if dueling else 1))
-        self.value = nn.Linear(hidden, 1) if dueling else None
-        self.advantage = nn.Linear(hidden, num_actions)
+        self.hidden = nn.Linear(features, hidden * (2 if dueling else 1)) if hidden else None
+        self.value = nn.Linear(hidden or features, 1) if dueling else None
+        self.advantage = nn.Linear(hidden or features, num_actions)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return float32[B, A] for dtype[B, k, *frame_shape]."""
@@ -88,11 +92,14 @@ class QNetwork(nn.Module):
         if features.dim() == 4:
             # Channels last, as it lies in memory: flattening is then a view and not a copy.
             features = features.permute(0, 2, 3, 1)
-        hidden = torch.relu(self.hidden(features.flatten(1)))
+        features = features.flatten(1)
+        hidden = features if self.hidden is None else torch.relu(self.hidden(features))
         if self.value is None:
             return self._linear(self.advantage, hidden)
-        advantage = self._linear(self.advantage, hidden[:, self._width :])
-        value = self._linear(self.value, hidden[:, : self._width])
+        # Without a hidden layer both streams see the same features.
+        width = self._width or hidden.shape[1]
+        advantage = self._linear(self.advantage, hidden[:, -width:])
+        value = self._linear(self.value, hidden[:, :width])
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def as_float(self, observation: Tensor) -> Tensor:
@@ -118,7 +125,7 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     Whoever wants others calls `initialise` or `load_flat_state`. No global generator is touched.
 
     Raises:
-      ValueError: the convolutional network cannot see frames of this shape.
+      ValueError: the network cannot see observations of this shape.
     """
     observation = spec.observation
     # On the meta device nothing is allocated or drawn; `initialise` writes every number once.
@@ -144,24 +151,48 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     return network.eval()
 
 
+class FrameDifferences(nn.Module):
+    """Each frame of a stack subtracted from the one before it.
+
+    CartPole's frames hold ink on an empty sheet, the screen's negative (actors.cartpole_pixels), so
+    this is the screen less the one before.
+    """
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Return float32[B, k - 1, H, W] for float32[B, k, H, W]."""
+        differences = frames[:, :-1] - frames[:, 1:]
+        # Or the convolutions would copy them each time: a third of the pass on a CPU.
+        return differences.contiguous(memory_format=torch.channels_last)
+
+
 def _convolutional_torso(name: str, observation: ObservationSpec) -> tuple[nn.Module, int]:
     """Return the convolutions of the network `name` and how many numbers they put out."""
-    convolutions = _CONVOLUTIONAL[name].layers
+    shape = _CONVOLUTIONAL[name]
     sizes = list(observation.frame_shape)
-    for _, kernel, stride in convolutions:
+    for _, kernel, stride in shape.layers:
         sizes = [(size - kernel) // stride + 1 for size in sizes]
-    if len(sizes) != 2 or min(sizes) < 1:
+    least_stack = 2 if shape.of_differences else 1
+    if len(sizes) != 2 or min(sizes) < 1 or observation.stack < least_stack:
         least = 1
-        for _, kernel, stride in reversed(convolutions):
+        for _, kernel, stride in reversed(shape.layers):
             least = (least - 1) * stride + kernel
         raise ValueError(
-            f"Expect `frame_shape` of two sizes >= {least} for network {name}, actually: "
-            f"{observation.frame_shape}; vector observations take mlp"
+            f"Expect `frame_shape` of two sizes >= {least} and `stack` >= {least_stack} for "
+            f"network {name}, actually: {observation.frame_shape} and {observation.stack}; vector "
+            "observations take mlp"
         )
     layers: list[nn.Module] = []
     channels = observation.stack
-    for outputs, kernel, stride in convolutions:
-        layers += [nn.Conv2d(channels, outputs, kernel, stride), nn.ReLU()]
+    if shape.of_differences:
+        layers.append(FrameDifferences())
+        channels -= 1
+    for outputs, kernel, stride in shape.layers:
+        # The normalisation would take any bias out again.
+        bias = not shape.of_differences
+        layers.append(nn.Conv2d(channels, outputs, kernel, stride, bias=bias))
+        if shape.of_differences:
+            layers.append(nn.BatchNorm2d(outputs))
+        layers.append(nn.ReLU())
         channels = outputs
     return nn.Sequential(*layers), channels * sizes[0] * sizes[1]
 

@@ -13,8 +13,8 @@ from common.types import EnvironmentSpec
 # frame that is left of it on the games that compress worst.
 _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
-# The convolutions of the Nature CNN leave nothing of a smaller picture.
-_LEAST_PIXELS = 36
+# The convolutions of these networks leave nothing of a smaller picture.
+_LEAST_PIXELS = {"nature_cnn": 36, "nips_cnn": 20, "pixel_cnn": 29}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Plan:
       max_bytes: most bytes of replay over all shards.
       resume_from: path of the checkpoint to go on from, "" for a new run.
       agent_steps_before: agent steps accepted before this start of the run.
+      episodes_before: training games that ended before it.
       learner_steps_before: gradient updates done before it.
       samples_before: transitions trained on before it.
       incarnation: how often the run was started before.
@@ -39,6 +40,7 @@ class Plan:
     max_bytes: int
     resume_from: str
     agent_steps_before: int
+    episodes_before: int
     learner_steps_before: int
     samples_before: int
     incarnation: int
@@ -49,17 +51,24 @@ class Plan:
         total = math.ceil(self.config.total_frames / self.spec.action_repeat_frames)
         return total - self.agent_steps_before
 
+    @property
+    def episodes_left(self) -> float:
+        """Training games until `total_episodes`; infinite without that limit."""
+        total = self.config.total_episodes
+        return math.inf if total is None else total - self.episodes_before
+
 
 def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
-    """Return a line if the network does not fit the environment's frames."""
-    frame = spec.observation.frame_shape
-    pixels = len(frame) == 2 and min(frame) >= _LEAST_PIXELS
-    if (config.agent.network != "mlp") == pixels:
+    """Return a line if the network does not fit the environment's observations."""
+    network, seen = config.agent.network, spec.observation
+    least = _LEAST_PIXELS.get(network, min(_LEAST_PIXELS.values()))
+    pixels = len(seen.frame_shape) == 2 and min(seen.frame_shape) >= least
+    if (network != "mlp") == pixels and (network != "pixel_cnn" or seen.stack >= 2):
         return []
+    sides = ", ".join(f"{name} is for pixels (>= {n} a side)" for name, n in _LEAST_PIXELS.items())
     return [
-        f"--agent.network {config.agent.network}: does not fit frames of shape "
-        f"{spec.observation.frame_shape}; nature_cnn and nips_cnn are for pixels "
-        f"(>= {_LEAST_PIXELS} a side), mlp for vectors"
+        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
+        f"{sides}, the latter for stacks of 2 or more; mlp for vectors"
     ]
 
 

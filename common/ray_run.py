@@ -217,7 +217,8 @@ class RayRun:
         learner, shards = answers[0], answers[1:]
         self._book(learner, shards)
         inserts: int = sum(shard.inserts for shard in shards)
-        is_done = inserts >= self._plan.agent_steps_left
+        ended = self._reporter.progress.episodes - self._plan.episodes_before
+        is_done = inserts >= self._plan.agent_steps_left or ended >= self._plan.episodes_left
         return self._goal.reached or ("done" if is_done else "")
 
     def _ask_for_reports(self) -> list[Any]:

@@ -57,6 +57,7 @@ class Progress(NamedTuple):
     Fields:
       frames: emulator frames that replay has accepted.
       agent_steps: the same in agent steps.
+      episodes: training games that ended.
       learner_steps: gradient updates done.
       last_train_return: mean raw return of the last 100 training games, NaN before the first.
       last_eval_score: mean raw return of the last evaluation, NaN before the first.
@@ -64,6 +65,7 @@ class Progress(NamedTuple):
 
     frames: int
     agent_steps: int
+    episodes: int
     learner_steps: int
     last_train_return: float
     last_eval_score: float
@@ -82,6 +84,7 @@ class Reporter:
         samples_before: int,
         learner_steps_before: int,
         agent_steps_before: int,
+        episodes_before: int,
         mean_epsilon: Callable[[int], float],
         console: Console,
         events: EventWriter,
@@ -97,6 +100,7 @@ class Reporter:
           samples_before: transitions trained on before this start of the run.
           learner_steps_before: gradient updates done before this start of the run.
           agent_steps_before: agent steps accepted before this start of the run.
+          episodes_before: training games that ended before this start of the run.
           mean_epsilon: mean exploration rate over all environments at an agent step.
           console: where to show the status.
           events: where to write scalars.
@@ -118,6 +122,7 @@ class Reporter:
         )
         self._learner_step = learner_steps_before
         self._agent_steps = agent_steps_before
+        self._episodes = episodes_before
         self._returns: deque[float] = deque(maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._lags: list[float] = []
@@ -135,6 +140,7 @@ class Reporter:
         return Progress(
             frames=self._agent_steps * self._spec.action_repeat_frames,
             agent_steps=self._agent_steps,
+            episodes=self._episodes,
             learner_steps=self._learner_step,
             last_train_return=_mean(self._returns),
             last_eval_score=self._eval_score,
@@ -162,6 +168,7 @@ class Reporter:
         self._learner_step = learner.learner_step
         for shard in shards:
             self._write_games(shard.episodes)
+            self._episodes += len(shard.episodes)
             self._returns.extend(game.episode_return for game in shard.episodes)
             self._phases["actor"].append(shard.actor_phases)
             self._phases["replay"].append(shard.phases)

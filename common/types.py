@@ -72,6 +72,8 @@ class TimeSteps(NamedTuple):
         transition leads here.
       game_over: bool[E], the game ended here (terminated for good, or truncated); the next timestep
         is `first`.
+      life_lost: bool[E], a life was lost here, the last one too, whatever `terminated` makes of it;
+        always False in games without lives.
     """
 
     observation: NDArray[Any]
@@ -80,6 +82,7 @@ class TimeSteps(NamedTuple):
     truncated: NDArray[np.bool_]
     first: NDArray[np.bool_]
     game_over: NDArray[np.bool_]
+    life_lost: NDArray[np.bool_]
 
 
 class WeightsVersion(NamedTuple):
@@ -252,11 +255,13 @@ class ShardCounts(NamedTuple):
       inserts: transitions ever inserted into this shard.
       transitions: live transitions.
       mass: sum of (priority + 1e-6) ** alpha over them.
+      episodes: training games ever ended whose records came into this shard.
     """
 
     inserts: int
     transitions: int
     mass: float
+    episodes: int
 
 
 class SampleReply(NamedTuple):

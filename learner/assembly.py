@@ -69,6 +69,7 @@ def checkpoint_payload(
             "learner_step": learner.learner_step,
             "samples": loop.samples,
             "agent_steps": loop.agent_steps,
+            "episodes": loop.episodes,
             "incarnation": loop.version.incarnation,
         },
     }

@@ -108,6 +108,7 @@ class Learner:
         self._network = build_network(agent, spec).to(device)
         initialise(self._network, torch.Generator().manual_seed(seed))
         self._network.train()
+        self._has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self._network.modules())
         # Built apart rather than copied, so that not one tensor can be shared.
         self._target = build_network(agent, spec).to(device)
         self._target.requires_grad_(False)
@@ -115,6 +116,7 @@ class Learner:
         self._parameters = list(self._network.parameters())
         self._optimizer = make_optimizer(config, self._parameters)
         self._learner_step = 0
+        self._episodes = 0
         self._is_compiled = compile_step
         self._run_gradients = _compiled(self._gradients) if compile_step else self._gradients
         compiles = compile_step and self._optimizer.compiles
@@ -149,9 +151,20 @@ class Learner:
         """Take one gradient step and copy the target when it is due; never wait for the device."""
         result = self._update(batch)
         self._learner_step += 1
-        if self._learner_step % self._config.target_period_learner_steps == 0:
+        by_steps = self._config.target_period_episodes is None
+        if by_steps and self._learner_step % self._config.target_period_learner_steps == 0:
             self._copy_target()
         return result
+
+    def count_episodes(self, episodes: int) -> None:
+        """Take how many training games of the run have ended; copy the target when it is due.
+
+        With a period of P games, that is when another multiple of P was reached or passed.
+        """
+        period, before = self._config.target_period_episodes, self._episodes
+        self._episodes = episodes
+        if period is not None and episodes // period > before // period:
+            self._copy_target()
 
     def warm_up(self) -> None:
         """Compile: run one update on zeros and take it back, so that nothing has changed."""
@@ -175,6 +188,7 @@ class Learner:
                 },
             },
             "learner_step": self._learner_step,
+            "episodes": self._episodes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -203,6 +217,7 @@ class Learner:
             for tensor, old in pairs:
                 tensor.copy_(old)
         self._learner_step = int(state["learner_step"])
+        self._episodes = int(state["episodes"])
 
     def _update(self, batch: DeviceBatch) -> StepResult:
         """Move the online weights."""
@@ -226,7 +241,7 @@ class Learner:
             q_t_value = self._target.values(floats_t)
             # Not in one pass with s_tm1: the backward pass would then run over these rows too, for
             # nothing.
-            q_t_selector = self._network.values(floats_t) if self._double else q_t_value
+            q_t_selector = self._selector_values(floats_t) if self._double else q_t_value
             target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
         td = td_error(self._network(s_tm1), a_tm1, target)
         loss = huber(td, delta=_HUBER_DELTA) if self._config.loss == "huber" else half_square(td)
@@ -239,6 +254,19 @@ class Learner:
             )
             q_mean = (target - td).mean()
         return td.abs(), td_loss.detach(), q_mean, grad_norm, *clipped
+
+    def _selector_values(self, floats_t: Tensor) -> Tensor:
+        """Return float32[B, A], the online network's values of s_t, as an actor would see them.
+
+        Batch normalisation then works by its running statistics and leaves them alone: they follow
+        s_tm1 alone, once a step.
+        """
+        if not self._has_batch_norm:
+            return self._network.values(floats_t)
+        self._network.eval()
+        q_t_selector = self._network.values(floats_t)
+        self._network.train()
+        return q_t_selector
 
     def _zero_batch(self) -> DeviceBatch:
         """Return a batch like those to come. No tensor twice: that would compile apart."""

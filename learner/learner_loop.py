@@ -47,6 +47,7 @@ class LearnerLoop:
         send_priorities: Callable[[PriorityUpdate], None],
         send_weights: Callable[[Weights], None],
         agent_steps: Callable[[], int],
+        episodes: Callable[[], int],
         incarnation: int,
         publish_period_learner_steps: int,
         samples: int,
@@ -60,6 +61,7 @@ class LearnerLoop:
           send_priorities: takes new priorities and does not wait.
           send_weights: takes weights for the actors and does not wait.
           agent_steps: agent steps of the whole run that replay has accepted.
+          episodes: training games of the whole run that have ended.
           incarnation: how many times the run's learner was started before.
           publish_period_learner_steps: learner steps between two sets of weights.
           samples: transitions trained on before, in a resumed run.
@@ -70,6 +72,7 @@ class LearnerLoop:
         self._send_priorities = send_priorities
         self._send_weights = send_weights
         self._agent_steps = agent_steps
+        self._episodes = episodes
         self._incarnation = incarnation
         self._publish_period = publish_period_learner_steps
         self._samples = samples
@@ -90,6 +93,11 @@ class LearnerLoop:
     def agent_steps(self) -> int:
         """Agent steps of the whole run that replay has accepted."""
         return self._agent_steps()
+
+    @property
+    def episodes(self) -> int:
+        """Training games of the whole run that have ended."""
+        return self._episodes()
 
     @property
     def version(self) -> WeightsVersion:
@@ -113,6 +121,7 @@ class LearnerLoop:
         ids, batch = fetched
         with self._timer.phase("step"):
             result = self._learner.step(batch)
+            self._learner.count_episodes(self._episodes())
         with self._timer.phase("priorities"):
             self.flush_priorities()
             self._unsent = (ids, *_copy_to_host(result.priority))

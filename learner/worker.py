@@ -68,11 +68,12 @@ class LearnerProcess:
         self._spec = spec
         self._store = store
         self._learner = make_learner(config, spec, device=device, serial=False)
-        agent_steps, samples = 0, 0
+        agent_steps, episodes, samples = 0, 0, 0
         if resume_from:
             payload = load_checkpoint(Path(resume_from))
             self._learner.load_state_dict(payload["learner"])
             agent_steps = payload["counters"]["agent_steps"]
+            episodes = payload["counters"]["episodes"]
             samples = payload["counters"]["samples"]
         shards = [RayShard(server, index) for index, server in enumerate(servers)]
         self._sampler = make_sampler(
@@ -94,6 +95,7 @@ class LearnerProcess:
             send_priorities=updater.update,
             send_weights=self._publish,
             agent_steps=lambda: agent_steps + self._sampler.inserts,
+            episodes=lambda: episodes + self._sampler.episodes,
             incarnation=incarnation,
             publish_period_learner_steps=config.learner.publish_period_learner_steps,
             samples=samples,

@@ -51,6 +51,7 @@ def make_shard(
         storage=storage,
         capacity=capacity,
         alpha=config.replay.priority_exponent,
+        is_sequential=config.replay.order == "sequential",
         rng=np.random.default_rng(derive_seed(config.seed, "replay", shard)),
     )
     return ReplayShard(replay=replay, limiter=make_limiter(config))

@@ -21,12 +21,18 @@ class PrioritizedReplay:
         p_i = (|td_i| + 1e-6)^alpha / sum_j (|td_j| + 1e-6)^alpha
 
     (Schaul et al. 2016, equation 1). Draws are stratified: the total mass is cut into as many equal
-    parts as rows are asked for, and one row is drawn from each (ibid., section 3.3). Not
-    thread-safe.
+    parts as rows are asked for, and one row is drawn from each (ibid., section 3.3). In sequential
+    order a draw is a run of neighbours instead. Not thread-safe.
     """
 
     def __init__(
-        self, *, storage: SegmentStorage, capacity: int, alpha: float, rng: np.random.Generator
+        self,
+        *,
+        storage: SegmentStorage,
+        capacity: int,
+        alpha: float,
+        is_sequential: bool,
+        rng: np.random.Generator,
     ) -> None:
         """Prepare an empty replay.
 
@@ -34,12 +40,17 @@ class PrioritizedReplay:
           storage: an empty storage.
           capacity: its capacity in transitions.
           alpha: priority exponent; 0 is uniform.
+          is_sequential: draw neighbours in order of insertion, from a random start; from the newest
+            on to the oldest, so that each transition is drawn as often as any. Needs alpha 0.
           rng: draws the samples.
         """
         if alpha < 0:
             raise ValueError(f"Expect `alpha` >= 0, actually: {alpha}")
+        if is_sequential and alpha > 0:
+            raise ValueError(f"Expect `alpha` 0 in sequential order, actually: {alpha}")
         self._storage = storage
         self._alpha = alpha
+        self._is_sequential = is_sequential
         self._rng = rng
         self._tree = SumTree(capacity)
 
@@ -72,9 +83,14 @@ class PrioritizedReplay:
             self._tree.set(slots[live], self._mass(update.priority[live]))
         return int(np.count_nonzero(~live))
 
+    def clear(self) -> None:
+        """Forget every transition; ids go on, and the number ever inserted stays."""
+        emptied = self._storage.clear()
+        self._tree.set(emptied, np.zeros(len(emptied)))
+
     def counts(self) -> ShardCounts:
-        """Return the state that rides on every reply."""
-        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total)
+        """Return the state that rides on every reply; of episodes only the shard knows."""
+        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total, 0)
 
     def sample(self, num: int) -> SampleReply:
         """Draw `num` rows (none while empty) with the compressed blocks they need."""
@@ -127,6 +143,10 @@ class PrioritizedReplay:
     def _draw(self, num: int) -> NDArray[np.int64]:
         if num == 0:
             return np.zeros(0, np.int64)
+        if self._is_sequential:
+            live = len(self._storage)
+            positions = (self._rng.integers(live) + np.arange(num)) % live
+            return (self._storage.evicted + positions) % self._tree.capacity
         strata = (np.arange(num) + self._rng.random(num)) / num
         return self._tree.query(strata * self._tree.total)
 

@@ -40,6 +40,7 @@ class ReplayShard:
         self._lags: list[float] = []
         self._actors: set[int] = set()
         self._episodes: list[EpisodeRecord] = []
+        self._ended_episodes = 0
         self._actor_phases: list[PhaseSeconds] = []
         self._timer = PhaseTimer()
 
@@ -47,6 +48,11 @@ class ReplayShard:
     def inserted(self) -> int:
         """Transitions ever inserted."""
         return self._replay.storage.inserted
+
+    @property
+    def ended_episodes(self) -> int:
+        """Training games ever ended whose records came in."""
+        return self._ended_episodes
 
     def add(self, push: Push) -> AddReply:
         """Insert a push, or answer "not yet".
@@ -71,6 +77,7 @@ class ReplayShard:
             # A retry of a push that was stored brings its records again.
             if duplicates < len(push.segments) or not push.segments:
                 self._episodes.extend(push.episodes)
+                self._ended_episodes += len(push.episodes)
                 self._actor_phases.append(push.phases)
             self._duplicates += duplicates
             return AddReply(accepted=True, duplicate_segments=duplicates)
@@ -79,14 +86,17 @@ class ReplayShard:
         """Draw so many rows for each of several batches; the caller has asked its limiter."""
         with self._timer.phase("sample"):
             self._run = run
-            replies = tuple(self._replay.sample(num) for num in rows)
-            self._samples += sum(len(reply.ids) for reply in replies)
-            return replies
+            replies = []
+            for num in rows:
+                reply = self._replay.sample(num)
+                self._samples += len(reply.ids)
+                replies.append(reply._replace(counts=self._with_episodes(reply.counts)))
+            return tuple(replies)
 
     def counts(self, run: RunCounts) -> ShardCounts:
         """Return this shard's counts and take the run's."""
         self._run = run
-        return self._replay.counts()
+        return self._with_episodes(self._replay.counts())
 
     def update_priorities(self, update: PriorityUpdate) -> int:
         """Set new priorities; return how many came too late."""
@@ -116,3 +126,6 @@ class ReplayShard:
         self._lags, self._episodes, self._actor_phases = [], [], []
         self._actors = set()
         return report
+
+    def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
+        return counts._replace(episodes=self._ended_episodes)

@@ -201,6 +201,14 @@ class SegmentStorage:
             self._names.popitem(last=False)
         return Added(segment.name, slots, segment.priority, segment.weights_version, evicted)
 
+    def clear(self) -> NDArray[np.int64]:
+        """Evict everything and return the slots emptied; positions and names stay used up."""
+        first, self._first = self._first, self._next
+        self._segments.clear()
+        self._order.clear()
+        self._bytes = 0
+        return np.arange(first, self._first) % self._capacity
+
     def rows(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
         """Return ROW[B], a copy of the live rows in these slots."""
         return self._rows[slots]

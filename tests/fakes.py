@@ -56,6 +56,7 @@ class Beat(NamedTuple):
     terminated: bool = False
     truncated: bool = False
     game_over: bool = False
+    life_lost: bool = False
 
 
 def game(*rewards: float, end: str = "terminated", lives_lost_at: Sequence[int] = ()) -> list[Beat]:
@@ -66,13 +67,15 @@ def game(*rewards: float, end: str = "terminated", lives_lost_at: Sequence[int] 
       end: how the last step ends it: "terminated", "truncated" or "both".
       lives_lost_at: steps (from 0) that lose a life and do not end the game.
     """
-    beats = [Beat(r, terminated=step in lives_lost_at) for step, r in enumerate(rewards)]
+    lost = [step in lives_lost_at for step in range(len(rewards))]
+    beats = [Beat(r, terminated=x, life_lost=x) for r, x in zip(rewards, lost, strict=True)]
     last = beats[-1]
     beats[-1] = Beat(
         last.reward,
         terminated=last.terminated or end in ("terminated", "both"),
         truncated=end in ("truncated", "both"),
         game_over=True,
+        life_lost=last.life_lost,
     )
     return beats
 
@@ -144,6 +147,7 @@ class ScriptedEnvironments:
             truncated=np.array([beat.truncated for beat in beats]),
             first=first,
             game_over=np.array(self._over),
+            life_lost=np.array([beat.life_lost for beat in beats]),
         )
 
     def close(self) -> None:
@@ -264,6 +268,7 @@ def make_replay(
     capacity: int = 1000,
     max_bytes: int = 10**9,
     alpha: float = 0.0,
+    is_sequential: bool = False,
     seed: int = 0,
     shard: int = 0,
     incarnation: int = 0,
@@ -280,6 +285,7 @@ def make_replay(
         ),
         capacity=capacity,
         alpha=alpha,
+        is_sequential=is_sequential,
         rng=np.random.default_rng(seed),
     )
 

@@ -61,12 +61,12 @@ class ShardHandleContract:
         pending = handle.counts(START)
         assert pending.wait(PATIENCE_S)
         assert pending.wait(0.0)
-        assert pending.result() == pending.result() == (0, 0, 0.0)
+        assert pending.result() == pending.result() == (0, 0, 0.0, 0)
 
     def test_accepted_push_is_in(self, handle: ShardHandle) -> None:
         reply = handle.add(handle.prepare(make_push(make_segment()))).result()
         assert reply == (True, 0)
-        inserts, transitions, mass = handle.counts(START).result()
+        inserts, transitions, mass, _ = handle.counts(START).result()
         assert (inserts, transitions) == (5, 5)
         assert mass == pytest.approx(5 * (1 + 1e-6))
 

@@ -46,6 +46,7 @@ def make_loop(
         "n_step": 3,
         "gamma": 0.9,
         "clip_rewards": True,
+        "life_loss_reward": 0.0,
         "segment_transitions": 4,
         "frames_per_block": 4,
         "first_priority": None,
@@ -284,3 +285,29 @@ def test_first_priority_is_the_absolute_n_step_td_error() -> None:
     ]
     assert priority.dtype == np.float32
     assert priority == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("clip_rewards", "learned"),
+    [
+        (True, [1.0, -1.0, 1.0, -1.0]),
+        (False, [5.0, 0.0 - 1.0, 3.0 - 1.0, -0.5 - 1.0]),
+    ],
+)
+def test_lost_life_is_punished_in_what_is_learned_and_in_no_return(
+    clip_rewards: bool, learned: list[float]
+) -> None:
+    """The sum is clipped, so that a reward of 3 with a lost life still counts as 1."""
+    lives = game(5.0, 0.0, 3.0, -0.5, lives_lost_at=(1, 2, 3))
+    loop, _, _ = make_loop(
+        lambda env, number: lives,
+        num_envs=1,
+        n_step=1,
+        clip_rewards=clip_rewards,
+        life_loss_reward=-1.0,
+    )
+    (segment,) = loop.collect(5)
+    assert segment.r_t.tolist() == learned
+    assert segment.discount_t.tolist() == [pytest.approx(0.9), 0.0, 0.0, 0.0]
+    (episode,) = loop.drain_episodes()
+    assert episode.episode_return == 5.0 + 0.0 + 3.0 - 0.5

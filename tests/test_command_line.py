@@ -112,6 +112,7 @@ def test_no_arguments_train_with_apex() -> None:
         ("--total-frames 10000000", "total_frames", 10_000_000),
         ("--stop-at-return 18", "stop_at_return", 18.0),
         ("--stop-at-return -5.5", "stop_at_return", -5.5),
+        ("--total-episodes 200", "total_episodes", 200),
         ("--seed 7", "seed", 7),
         ("--device cpu", "learner.device", "cpu"),
         ("--learner.device cuda", "learner.device", "cuda"),
@@ -130,6 +131,9 @@ def test_no_arguments_train_with_apex() -> None:
         ("--env.clip-rewards", "env.clip_rewards", True),
         ("--agent.hidden 64 32", "agent.hidden", (64, 32)),
         ("--agent.network mlp", "agent.network", "mlp"),
+        ("--env.fire-reset", "env.fire_reset", True),
+        ("--env.life-loss-reward -1", "env.life_loss_reward", -1.0),
+        ("--learner.target-period-episodes 4", "learner.target_period_episodes", 4),
         ("--actor.cpus auto", "actor.cpus", "auto"),
         ("--actor.cpus 0.5", "actor.cpus", 0.5),
         ("--evaluator.no-enabled", "evaluator.enabled", False),
@@ -298,7 +302,7 @@ def test_problems_of_preset_file_and_flags_are_named_all_at_once(
     assert sorted(ours(*arguments)) == sorted(
         [
             f"--preset natur: must be one of {', '.join(PRESETS)} (did you mean nature?)",
-            f"{path}: unknown key `sed`: must be one of preset, total_frames, "
+            f"{path}: unknown key `sed`: must be one of preset, total_frames, total_episodes, "
             "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
             "evaluator, checkpoint",
             f"{path}: `learner.batch_size` is 'x': must be a whole number",

@@ -40,6 +40,7 @@ def with_values(**values: Any) -> Config:
 # The values next to what is possible, and what the line says of them.
 COUNTS = [
     "total_frames",
+    "total_episodes",
     "env__action_repeat_frames",
     "env__stack",
     "env__max_game_frames",
@@ -55,6 +56,7 @@ COUNTS = [
     "replay__frames_per_block",
     "learner__batch_size",
     "learner__target_period_learner_steps",
+    "learner__target_period_episodes",
     "learner__publish_period_learner_steps",
     "learner__prefetch_batches",
     "learner__decode_threads",
@@ -97,6 +99,7 @@ IMPOSSIBLE = [
         ("stop_at_return_of", of, "either, where no --stop-at-return is given")
         for of in ("train", "eval")
     ],
+    *[("env__life_loss_reward", v, "finite and <= 0") for v in (0.5, -math.inf, math.nan)],
     ("agent__hidden", (), "one or more widths >= 1"),
     ("agent__hidden", (64, 0), "one or more widths >= 1"),
 ]
@@ -171,6 +174,13 @@ def test_every_number_of_the_configuration_is_checked() -> None:
                 "transitions per push)"
             ],
         ),
+        (
+            {"replay__order": "sequential"},
+            [
+                "--replay.order sequential: must be random while --replay.priority-exponent is "
+                "above 0"
+            ],
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_named(
@@ -196,6 +206,8 @@ def test_values_that_do_not_go_together_are_named(
         {"actor__cpus": 0.1},
         {"replay__priority_exponent": 0.0},
         {"evaluator__epsilon": 0.0},
+        {"replay__order": "sequential", "replay__priority_exponent": 0.0},
+        {"env__life_loss_reward": -1.0},
         {"seed": 0},
         {"stop_at_return": -21.0},
         {"stop_at_return": 0.0, "stop_at_return_of": "eval"},
@@ -257,11 +269,12 @@ FLOATS = st.floats(allow_nan=False)
 CHANGES = {
     "preset": st.text(max_size=20),
     "total_frames": st.integers(),
+    "total_episodes": st.none() | st.integers(),
     "stop_at_return": st.none() | FLOATS,
     "env__id": st.text(max_size=20) | st.sampled_from(["off", "null", "1e3", "~", "2020-01-01"]),
     "env__sticky_actions": st.none() | FLOATS,
     "env__full_action_space": st.booleans(),
-    "agent__network": st.sampled_from(["nature_cnn", "nips_cnn", "mlp"]),
+    "agent__network": st.sampled_from(["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"]),
     "agent__hidden": st.lists(st.integers()).map(tuple),
     "actor__cpus": st.just("auto") | FLOATS,
     "replay__samples_per_insert": st.just("off") | FLOATS,
@@ -383,8 +396,9 @@ def test_yaml_values_become_what_the_field_asks_for(
         ("- 1", "the file is [1]: must hold `key: value` lines"),
         (
             "lerner: {}",
-            "unknown key `lerner`: must be one of preset, total_frames, stop_at_return, "
-            "stop_at_return_of, seed, env, agent, actor, replay, learner, evaluator, checkpoint",
+            "unknown key `lerner`: must be one of preset, total_frames, total_episodes, "
+            "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
+            "evaluator, checkpoint",
         ),
         (
             "checkpoint: {kep: 3}",

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -122,6 +123,12 @@ def test_protocol_says_what_was_overridden() -> None:
     assert spec.observation.shape == (2, 84, 84)
     assert "sticky actions 0, the full set of 18 actions" in spec.protocol
     assert "a lost life is no signal" in spec.protocol
+    seeds = EnvConfig(id="breakout", fire_reset=True, life_loss_reward=-1.0)
+    protocol = resolve(seeds).protocol
+    assert "up to 30 no-op frames and FIRE at the start" in protocol
+    assert "a lost life ends the value and is worth -1 in training" in protocol
+    only_worth = dataclasses.replace(seeds, life_loss_terminates=False)
+    assert "a lost life is worth -1 in training" in resolve(only_worth).protocol
 
 
 def test_cartpole_is_resolved() -> None:
@@ -191,7 +198,10 @@ def test_ale_writes_no_banner() -> None:
 # What both kinds promise.
 
 
-@pytest.fixture(params=["pong", "CartPole-v1"])
+IDS = {"pong": "pong", "cartpole_v1": "CartPole-v1", "cartpole_pixels": "CartPole-v1-pixels"}
+
+
+@pytest.fixture(params=IDS.values())
 def environments(request: pytest.FixtureRequest) -> Iterator[Environments]:
     made: Environments = make_environments(EnvConfig(id=request.param), 3, 7, True)
     yield made
@@ -216,12 +226,12 @@ def test_reset_opens_a_game_everywhere(environments: Environments) -> None:
         assert timesteps.first.all()
         assert not timesteps.reward.any()
         assert not (timesteps.terminated | timesteps.truncated | timesteps.game_over).any()
+        assert not timesteps.life_lost.any()
         assert not environments.step(np.zeros(3, np.int64)).first.any()
 
 
 def test_same_seed_same_games_and_a_second_reset_opens_others(environments: Environments) -> None:
-    env_id = "pong" if environments.spec.name == "pong" else "CartPole-v1"
-    again = make_environments(EnvConfig(id=env_id), 3, 7, True)
+    again = make_environments(EnvConfig(id=IDS[environments.spec.name]), 3, 7, True)
     first, second = environments.reset(), environments.reset()
     np.testing.assert_array_equal(again.reset().observation, first.observation)
     np.testing.assert_array_equal(again.reset().observation, second.observation)
@@ -230,8 +240,7 @@ def test_same_seed_same_games_and_a_second_reset_opens_others(environments: Envi
 
 
 def test_environments_have_consecutive_seeds(environments: Environments) -> None:
-    env_id = "pong" if environments.spec.name == "pong" else "CartPole-v1"
-    one = make_environments(EnvConfig(id=env_id), 1, 7 + 2, True)
+    one = make_environments(EnvConfig(id=IDS[environments.spec.name]), 1, 7 + 2, True)
     np.testing.assert_array_equal(one.reset().observation[0], environments.reset().observation[2])
     one.close()
 
@@ -256,8 +265,7 @@ def test_impossible_actions_are_refused(
 
 
 def test_answers_may_be_kept_and_changed(environments: Environments) -> None:
-    twin_id = "pong" if environments.spec.name == "pong" else "CartPole-v1"
-    twin = make_environments(EnvConfig(id=twin_id), 3, 7, True)
+    twin = make_environments(EnvConfig(id=IDS[environments.spec.name]), 3, 7, True)
     rng = np.random.default_rng(0)
     kept: list[tuple[TimeSteps, list[np.ndarray]]] = []
     timesteps, untouched = environments.reset(), twin.reset()
@@ -380,15 +388,50 @@ class ScriptedVector:
         pass
 
 
+def test_lost_lives_are_told_in_training_and_evaluation_and_leave_rewards_raw() -> None:
+    """The punishment is the actor's affair: no environment mixes it into what is reported."""
+    punished = EnvConfig(id="breakout", life_loss_terminates=False, life_loss_reward=-1.0)
+    trained = random_play(punished, 600)
+    lost = np.stack([timesteps.life_lost for timesteps in trained])
+    over = np.stack([timesteps.game_over for timesteps in trained])
+    assert over.sum() >= 2
+    for e in range(2):
+        games = np.flatnonzero(over[:, e])
+        # Five lives a game, the last of which ends it.
+        assert lost[: games[0] + 1, e].sum() == 5
+        assert lost[over[:, e], e].all()
+    evaluated = random_play(EnvConfig(id="breakout"), 600, training=False)
+    for one, other in zip(trained, evaluated, strict=True):
+        np.testing.assert_array_equal(one.reward, other.reward)
+        np.testing.assert_array_equal(one.life_lost, other.life_lost)
+        assert one.reward.min() >= 0
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_fire_reset_serves_the_first_ball_and_nothing_else_does(training: bool) -> None:
+    """Breakout without a FIRE waits for ever; after the first life it waits in either case."""
+
+    def lives_lost(env: EnvConfig) -> int:
+        environments = make_environments(env, 1, 0, training)
+        environments.reset()
+        idle = np.zeros(1, np.int64)
+        played = [environments.step(idle) for _ in range(200)]
+        environments.close()
+        return sum(int(timesteps.life_lost[0]) for timesteps in played)
+
+    assert lives_lost(EnvConfig(id="breakout", fire_reset=False)) == 0
+    assert lives_lost(EnvConfig(id="breakout", fire_reset=True)) == 1
+
+
 @pytest.mark.parametrize(
-    ("steps", "terminated", "game_over", "first"),
+    ("steps", "terminated", "game_over", "first", "life_lost"),
     [
         # An extra life, then the limit: the next game has fewer lives, and none was lost.
-        ([(4, False, False), (4, False, True), (3, False, False)], "000", "010", "001"),
+        ([(4, False, False), (4, False, True), (3, False, False)], "000", "010", "001", "000"),
         # A game may be over with lives left.
-        ([(2, True, False), (3, False, False), (2, False, False)], "101", "100", "010"),
+        ([(2, True, False), (3, False, False), (2, False, False)], "101", "100", "010", "101"),
         # No lives left but not over yet (Q*bert falls for a while): the end comes with the game's.
-        ([(1, False, False), (0, False, False), (0, True, False)], "101", "001", "000"),
+        ([(1, False, False), (0, False, False), (0, True, False)], "101", "001", "000", "110"),
     ],
 )
 def test_rare_ends_of_lives_and_games(
@@ -397,12 +440,19 @@ def test_rare_ends_of_lives_and_games(
     terminated: str,
     game_over: str,
     first: str,
+    life_lost: str,
 ) -> None:
     monkeypatch.setattr("actors.atari.atari_vector", lambda *_, **__: ScriptedVector(steps))
     environments = make_environments(EnvConfig(id="qbert"), 1, 0, True)
     environments.reset()
     played = [environments.step(np.zeros(1, np.int64)) for _ in steps]
-    for field, expected in (("terminated", terminated), ("game_over", game_over), ("first", first)):
+    expected_of = {
+        "terminated": terminated,
+        "game_over": game_over,
+        "first": first,
+        "life_lost": life_lost,
+    }
+    for field, expected in expected_of.items():
         actual = "".join(str(int(getattr(timesteps, field)[0])) for timesteps in played)
         assert actual == expected, field
 

@@ -55,6 +55,7 @@ class FakeGames:
             truncated=np.zeros(self.num_envs, np.bool_),
             first=first,
             game_over=self._left == 0,
+            life_lost=np.zeros(self.num_envs, np.bool_),
         )
 
 
@@ -206,11 +207,13 @@ def test_a_whole_atari_game_is_recorded_in_colour(tmp_path: Path) -> None:
     assert played.returns.tolist() == [score]
 
 
-def test_other_environments_draw_themselves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "CartPole-v1-pixels"])
+def test_other_environments_draw_themselves(env_id: str, tmp_path: Path) -> None:
     path = tmp_path / "game.mp4"
-    score = record_game(EnvConfig(id="CartPole-v1"), Constant(2, 0), 0.0, 0, path)
+    score = record_game(EnvConfig(id=env_id), Constant(2, 0), 0.0, 0, path)
     pictures, rate = read_video(path)
     assert len(pictures) == 1 + score
+    assert pictures[0].shape == (400, 600, 3)
     assert rate == 50.0
 
 

@@ -31,6 +31,7 @@ class FakeLearner:
         self.network = nn.Linear(2, 2)
         self.device = torch.device("cpu")
         self.learner_step = 0
+        self.episodes = 0
         self.poison: float | None = None
         self._events = events
 
@@ -44,6 +45,9 @@ class FakeLearner:
         priority = n + torch.arange(len(batch.weight)) / 10
         loss = n if self.poison is None else self.poison
         return StepResult(priority, *(torch.tensor(x) for x in (loss, 10 * n, 100 * n)))
+
+    def count_episodes(self, episodes: int) -> None:
+        self.episodes = episodes
 
 
 class FakeFetcher:
@@ -72,6 +76,7 @@ class Bench:
         self.weights: list[Weights] = []
         self.clock = FakeClock()
         self.agent_steps = 0
+        self.episodes = 0
         self.learner = FakeLearner(self.events)
         self.fetcher = FakeFetcher(batches)
         self.loop = LearnerLoop(
@@ -80,6 +85,7 @@ class Bench:
             send_priorities=self._take_priorities,
             send_weights=self.weights.append,
             agent_steps=lambda: self.agent_steps,
+            episodes=lambda: self.episodes,
             incarnation=incarnation,
             publish_period_learner_steps=period,
             samples=samples,
@@ -131,6 +137,15 @@ def test_samples_go_on_from_where_the_run_stood() -> None:
     bench = Bench(samples=1000)
     bench.run(3)
     assert bench.loop.samples == bench.loop.report("").samples == 1000 + 3 * B
+
+
+def test_learner_hears_with_each_step_how_many_games_ended() -> None:
+    bench = Bench()
+    bench.run(1)
+    assert bench.learner.episodes == 0
+    bench.episodes = 7
+    bench.run(1)
+    assert bench.learner.episodes == bench.loop.episodes == 7
 
 
 # --- publishing -----------------------------------------------------------------------------------
@@ -261,6 +276,7 @@ def test_loop_turns_the_real_learner_and_replay() -> None:
         send_priorities=updates.append,
         send_weights=lambda _: None,
         agent_steps=lambda: replay.storage.inserted,
+        episodes=lambda: 0,
         incarnation=0,
         publish_period_learner_steps=10,
         samples=0,

@@ -10,13 +10,21 @@ import torch
 from torch import nn
 
 from common.config import AgentConfig
-from common.networks import build_network, flatten_state, initialise, load_flat_state
+from common.networks import (
+    FrameDifferences,
+    build_network,
+    flatten_state,
+    initialise,
+    load_flat_state,
+)
 from common.types import EnvironmentSpec, ObservationSpec
 
 ATARI = EnvironmentSpec("pong", ObservationSpec((84, 84), "uint8", 4), 6, 4, "")
 CARTPOLE = EnvironmentSpec("cartpole", ObservationSpec((4,), "float32", 1), 2, 1, "")
 CNN = AgentConfig(network="nature_cnn")
 MLP = AgentConfig(network="mlp", hidden=(8, 5))
+CART = EnvironmentSpec("cartpole_pixels", ObservationSpec((40, 90), "uint8", 2), 2, 1, "")
+PIXEL_CNN = AgentConfig(network="pixel_cnn", dueling=False)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -63,6 +71,7 @@ def test_float_observations_are_not_scaled_and_not_changed() -> None:
     observation = torch.tensor([[[3.0, -2.0, 0.5, 9.0]]])
     before = observation.clone()
     network = build_network(AgentConfig(network="mlp", hidden=(4,), dueling=False), CARTPOLE)
+    assert network.hidden is not None
     with torch.no_grad():
         network.hidden.weight.copy_(torch.eye(4))
         network.hidden.bias.zero_()
@@ -75,6 +84,7 @@ def test_float_observations_are_not_scaled_and_not_changed() -> None:
 def test_dueling_is_value_plus_advantage_without_its_mean() -> None:
     network = build_network(AgentConfig(network="mlp", hidden=(1,), dueling=True), CARTPOLE)
     assert network.value is not None
+    assert network.hidden is not None
     with torch.no_grad():
         network.hidden.weight.zero_()
         network.hidden.bias.copy_(torch.tensor([2.0, 3.0]))  # the value's stream, the advantage's
@@ -90,6 +100,59 @@ def test_dueling_is_value_plus_advantage_without_its_mean() -> None:
 def test_wide_or_stacked_observations_are_flattened_by_the_mlp() -> None:
     stacked = CARTPOLE._replace(observation=ObservationSpec((4,), "float32", 3))
     assert build_network(MLP, stacked)(torch.zeros(7, 3, 4)).shape == (7, 2)
+
+
+@pytest.mark.parametrize("dueling", [False, True])
+def test_pixel_cnn_is_three_normalised_convolutions_and_a_linear_head(dueling: bool) -> None:
+    network = build_network(AgentConfig(network="pixel_cnn", dueling=dueling), CART)
+    pixels = torch.randint(0, 256, (3, 2, 40, 90), dtype=torch.uint8, generator=seeded(0))
+    q = network(pixels)
+    assert q.shape == (3, 2)
+    assert q.dtype == torch.float32
+    # One channel comes in; weight and bias of a normalisation for each channel that goes out.
+    convolutions = 25 * 16 + 25 * 16 * 32 + 25 * 32 * 32
+    normalisations = 2 * (16 + 32 + 32)
+    # 40 x 90 shrinks to 18 x 43, 7 x 20 and 2 x 8.
+    features = 32 * 2 * 8
+    head = features * 2 + 2 + ((features + 1) if dueling else 0)
+    expected = convolutions + normalisations + head
+    assert sum(p.numel() for p in network.parameters()) == expected
+    assert network.hidden is None
+
+
+def test_dueling_streams_of_a_network_without_a_hidden_layer_see_the_same_features() -> None:
+    network = build_network(AgentConfig(network="pixel_cnn", dueling=True), CART)
+    pixels = torch.randint(0, 256, (3, 2, 40, 90), dtype=torch.uint8, generator=seeded(0))
+    assert network.value is not None
+    floats = pixels.float() / 255.0
+    features = network.torso(floats).permute(0, 2, 3, 1).flatten(1)
+    value, advantage = network.value(features), network.advantage(features)
+    expected = value + advantage - advantage.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(network(pixels), expected)
+
+
+def test_pixel_cnn_sees_nothing_but_the_difference_of_the_frames() -> None:
+    network = build_network(PIXEL_CNN, CART)
+    frames = torch.randint(60, 200, (4, 2, 40, 90), dtype=torch.uint8, generator=seeded(3))
+    brighter = frames + 50  # both frames alike
+    torch.testing.assert_close(network(frames), network(brighter), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(network(frames), network(frames.flip(1)))
+
+
+def test_frame_differences_are_the_screen_less_the_one_before() -> None:
+    """Ink is the screen's negative, 1 - screen."""
+    screens = torch.rand(2, 3, 4, 5, generator=seeded(4))
+    differences = FrameDifferences()(1.0 - screens)
+    torch.testing.assert_close(differences, screens[:, 1:] - screens[:, :-1])
+
+
+@pytest.mark.parametrize(
+    ("frame_shape", "stack"), [((4,), 2), ((28, 90), 2), ((40, 90), 1), ((3, 40, 90), 2)]
+)
+def test_pixel_cnn_rejects_what_it_cannot_see(frame_shape: tuple[int, ...], stack: int) -> None:
+    spec = CART._replace(observation=ObservationSpec(frame_shape, "uint8", stack))
+    with pytest.raises(ValueError, match="two sizes >= 29 and `stack` >= 2 for network pixel_cnn"):
+        build_network(PIXEL_CNN, spec)
 
 
 def test_single_and_batched_rows_give_the_same_values() -> None:
@@ -125,7 +188,7 @@ def test_observation_of_another_dtype_or_shape_is_rejected(observation: torch.Te
 def test_cnn_rejects_frames_that_it_cannot_see(name: Any, least: int) -> None:
     for frame_shape in [(4,), (least - 1, 84), (3, 84, 84)]:
         spec = ATARI._replace(observation=ObservationSpec(frame_shape, "uint8", 4))
-        with pytest.raises(ValueError, match=f"of two sizes >= {least} for network {name}"):
+        with pytest.raises(ValueError, match=f"of two sizes >= {least} .* for network {name}"):
             build_network(AgentConfig(network=name), spec)
 
 
@@ -147,6 +210,7 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
 def test_weights_are_uniform_within_one_over_the_root_of_the_fan_in() -> None:
     network = build_network(CNN, ATARI)
+    assert network.hidden is not None
     bound = 3136**-0.5
     weight = network.hidden.weight.detach()
     assert weight.abs().max() <= bound
@@ -202,6 +266,22 @@ def test_flat_state_carries_the_buffers_of_batch_normalisation() -> None:
         assert torch.equal(ours[name], theirs[name]), name
 
 
+def test_actor_of_a_pixel_cnn_acts_on_the_learners_statistics() -> None:
+    """Weights alone would not do: without the buffers the same weights give other values."""
+    learner, actor = build_network(PIXEL_CNN, CART), build_network(PIXEL_CNN, CART)
+    initialise(learner, seeded(9))
+    learner.train()
+    pixels = torch.randint(0, 256, (16, 2, 40, 90), dtype=torch.uint8, generator=seeded(1))
+    for _ in range(5):
+        learner(pixels)
+    learner.eval()
+    for ours, theirs in zip(learner.parameters(), actor.parameters(), strict=True):
+        theirs.data.copy_(ours)
+    assert not torch.allclose(actor(pixels), learner(pixels))
+    load_flat_state(actor, flatten_state(learner))
+    assert torch.equal(actor(pixels), learner(pixels))
+
+
 def test_flat_state_does_not_depend_on_the_memory_layout() -> None:
     network = batch_norm_network()
     before = flatten_state(network)
@@ -213,6 +293,7 @@ def test_flat_state_is_a_copy_in_both_directions() -> None:
     network = build_network(MLP, CARTPOLE)
     buffer = flatten_state(network)
     kept = buffer.copy()
+    assert network.hidden is not None
     with torch.no_grad():
         network.hidden.weight.add_(1.0)
     assert np.array_equal(buffer, kept)

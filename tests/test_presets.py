@@ -90,3 +90,71 @@ def test_pong_fast_stays_within_the_ranges_the_design_gives() -> None:
     assert 500 <= config.learner.target_period_learner_steps <= 2_000
     ratio = config.samples_per_insert
     assert ratio is not None and 8 <= ratio <= 16
+
+
+SEEDS = ("seed-pong", "seed-pong-wrappers", "seed-cartpole", "seed-cartpole-pixels")
+
+
+@pytest.mark.parametrize("name", SEEDS)
+def test_seeds_are_plain_dqn_with_one_update_per_agent_step(name: str) -> None:
+    config = PRESETS[name].config
+    agent, actor, replay, learner = config.agent, config.actor, config.replay, config.learner
+    assert (agent.dueling, agent.double, agent.n_step) == (False, False, 1)
+    assert config.num_environments == 1
+    assert actor.epsilon_schedule == "exponential"
+    assert (replay.priority_exponent, replay.order) == (0.0, "random")
+    assert config.samples_per_insert == learner.batch_size
+    assert (learner.max_grad_norm, learner.max_grad_value) == (None, 1.0)
+
+
+def epsilon_of(config: Config) -> tuple[float, float, float]:
+    actor = config.actor
+    return actor.epsilon_start, actor.epsilon_end, actor.epsilon_decay_agent_steps
+
+
+def test_pong_seeds_are_what_their_sources_say() -> None:
+    pong, wrappers = (PRESETS[name].config for name in SEEDS[:2])
+    assert (pong.env.id, pong.env.noop_max, pong.env.stack) == ("PongNoFrameskip-v4", 30, 4)
+    assert pong.env.life_loss_terminates and pong.env.clip_rewards
+    assert (pong.env.fire_reset, pong.env.life_loss_reward) == (False, 0.0)
+    assert (pong.agent.network, pong.agent.gamma) == ("nature_cnn", 0.99)
+    assert (pong.replay.capacity, pong.replay.min_size) == (100_000, 10_000)
+    learner = pong.learner
+    assert (learner.batch_size, learner.loss) == (32, "huber")
+    assert (learner.optimizer, learner.rmsprop_centered) == ("rmsprop", False)
+    rates = learner.learning_rate, learner.rmsprop_decay, learner.optimizer_epsilon
+    assert rates == (2e-4, 0.95, 1e-3)
+    assert learner.target_period_learner_steps == 1_000
+    assert epsilon_of(pong) == (1.0, 0.05, 30_000)
+    assert pong.total_frames == 4 * 2_000_000
+
+    assert (wrappers.env.fire_reset, wrappers.env.life_loss_reward) == (True, -1.0)
+    assert wrappers.replay.capacity == 10_000
+    assert epsilon_of(wrappers) == (1.0, 0.01, 50_000)
+    assert wrappers.total_frames == 4 * 1_000_000
+    assert wrappers.learner == pong.learner
+
+
+def test_cartpole_seeds_are_what_their_sources_say() -> None:
+    vector, pixels = (PRESETS[name].config for name in SEEDS[2:])
+    assert (vector.env.id, vector.env.max_game_frames) == ("CartPole-v1", 200)
+    assert (vector.agent.network, vector.agent.hidden) == ("mlp", (256, 256))
+    assert vector.agent.gamma == 0.95
+    assert (vector.learner.optimizer, vector.learner.learning_rate) == ("adam", 1e-4)
+    assert (vector.learner.loss, vector.learner.batch_size) == ("mse", 64)
+    assert vector.learner.target_period_episodes == 4
+    assert vector.replay.capacity == 100_000
+    assert epsilon_of(vector) == (0.95, 0.01, 500)
+    assert vector.total_episodes == 200
+    assert vector.total_frames >= 200 * 200  # so that the games end it
+    assert (vector.evaluator.episodes, vector.evaluator.epsilon) == (20, 0.0)
+
+    assert (pixels.env.id, pixels.agent.network) == ("CartPole-v1-pixels", "pixel_cnn")
+    assert pixels.agent.gamma == 0.999
+    assert (pixels.learner.optimizer, pixels.learner.rmsprop_centered) == ("rmsprop", False)
+    assert (pixels.learner.loss, pixels.learner.batch_size) == ("huber", 128)
+    assert pixels.learner.target_period_episodes == 10
+    assert pixels.replay.capacity == 10_000
+    assert epsilon_of(pixels) == (0.9, 0.05, 200)
+    assert pixels.total_episodes is not None and pixels.total_episodes >= 300
+    assert pixels.total_frames >= pixels.total_episodes * 500

@@ -74,7 +74,7 @@ def test_last_priority_of_an_id_counts() -> None:
 
 def test_counts_say_what_there_is() -> None:
     replay = make_replay(capacity=10, alpha=1.0)
-    assert replay.counts() == (0, 0, 0.0)
+    assert replay.counts() == (0, 0, 0.0, 0)
     fill(replay, [[1.0] * 5, [2.0] * 5, [3.0] * 4])
     counts = replay.counts()
     assert counts[:2] == (5 + 5 + 4, 5 + 4)
@@ -127,7 +127,7 @@ def test_seed_decides_what_is_drawn() -> None:
 
 def test_empty_replay_gives_no_rows() -> None:
     reply = make_replay().sample(5)
-    assert reply.counts == (0, 0, 0.0)
+    assert reply.counts == (0, 0, 0.0, 0)
     for field in reply[1:]:
         assert len(field) == 0
 
@@ -169,6 +169,63 @@ def test_sample_carries_no_more_than_the_blocks_of_its_rows() -> None:
         for row in range(40)
         for block in range(max(0, row - 3) // 4, (row + 1) // 4 + 1)
     ]
+
+
+# --- sequential order -----------------------------------------------------------------------------
+
+
+def test_sequential_draws_are_neighbours_and_every_row_is_drawn_as_often() -> None:
+    """Within five standard deviations, and p says so: 1 / N for each of the live rows."""
+    replay = make_replay(capacity=12, is_sequential=True)
+    fill(replay, [[1.0] * 5] * 3)
+    live, calls = list(range(5, 15)), 4000
+    drawn = np.zeros(15)
+    for _ in range(calls):
+        reply = replay.sample(4)
+        start = live.index(reply.ids[0])
+        assert reply.ids.tolist() == [live[(start + i) % 10] for i in range(4)]
+        assert reply.probability.tolist() == [1 / 10] * 4
+        drawn[reply.ids] += 1
+    p = 4 / 10
+    assert np.all(np.abs(drawn[5:] - calls * p) <= 5 * np.sqrt(calls * p * (1 - p)))
+
+
+def test_sequential_draw_longer_than_the_replay_begins_anew() -> None:
+    replay = make_replay(is_sequential=True)
+    fill(replay, [[1.0] * 3])
+    ids = replay.sample(7).ids
+    assert ids.tolist() == [(ids[0] + i) % 3 for i in range(7)]
+    assert len(make_replay(is_sequential=True).sample(2).ids) == 0
+
+
+def test_sequential_order_knows_no_priorities() -> None:
+    with pytest.raises(ValueError, match="Expect `alpha` 0 in sequential order, actually: 0.6"):
+        make_replay(alpha=0.6, is_sequential=True)
+
+
+# --- clearing -------------------------------------------------------------------------------------
+
+
+def test_cleared_replay_is_empty_and_goes_on_with_new_ids() -> None:
+    replay = make_replay(capacity=12, alpha=1.0)
+    fill(replay, [[1.0] * 5] * 3)
+    replay.clear()
+    replay.check_valid()
+    assert replay.counts() == (15, 0, 0.0, 0)
+    assert replay.storage.num_bytes == 0
+    assert len(replay.sample(4).ids) == 0
+    assert replay.update_priorities(update([13, 14], [1.0, 1.0])) == 2  # gone
+    assert replay.add(pack_segment(make_segment(sequence=2, priority=[1.0] * 5))) is None  # a retry
+    fill(replay, [[3.0] * 5], first_sequence=3)
+    assert set(replay.sample(100).ids) == set(range(15, 20))
+    assert replay.counts().mass == pytest.approx(5 * 3.0 + 5e-6)
+
+
+def test_empty_replay_may_be_cleared() -> None:
+    replay = make_replay()
+    replay.clear()
+    replay.check_valid()
+    assert replay.counts() == (0, 0, 0.0, 0)
 
 
 # --- traps ----------------------------------------------------------------------------------------

@@ -127,6 +127,7 @@ class Stage:
             "samples_before": 0,
             "learner_steps_before": 0,
             "agent_steps_before": 0,
+            "episodes_before": 0,
             "mean_epsilon": lambda agent_steps: agent_steps / 1e6,
             "console": self.console,
             "events": events,
@@ -366,7 +367,7 @@ def test_console_gets_the_whole_status(stage: Stage) -> None:
 
 def test_progress_is_what_result_json_needs(stage: Stage) -> None:
     nan = pytest.approx(math.nan, nan_ok=True)
-    assert stage.reporter.progress == Progress(0, 0, 0, nan, nan)  # type: ignore[arg-type]
+    assert stage.reporter.progress == Progress(0, 0, 0, 0, nan, nan)  # type: ignore[arg-type]
     stage.update(
         shard_report(inserts=7, episodes=(game(1.0),)),
         shard_report(inserts=5, episodes=(game(2.0),)),
@@ -375,7 +376,12 @@ def test_progress_is_what_result_json_needs(stage: Stage) -> None:
     )
     stage.reporter.evaluated(evaluation(4.0, 6.0))
     assert stage.reporter.progress == Progress(
-        frames=48, agent_steps=12, learner_steps=9, last_train_return=1.5, last_eval_score=5.0
+        frames=48,
+        agent_steps=12,
+        episodes=2,
+        learner_steps=9,
+        last_train_return=1.5,
+        last_eval_score=5.0,
     )
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from oracles import naive_stacks
 from shard_contract import CONFIG, ENVIRONMENT, with_shards
 
-from common.types import Batch, PriorityUpdate
+from common.types import Batch, EpisodeRecord, PriorityUpdate
 from replay.assembly import make_sampler as make_sampler_from
 from replay.decoding import Decoder
 from replay.handles import LocalShard, ShardHandle
@@ -664,3 +664,15 @@ def test_failure_of_an_update_reaches_the_next_one() -> None:
 def test_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
         PriorityUpdater(shards=[], window=0, rows_per_call=1)
+
+
+def test_games_that_ended_are_summed_over_the_shards() -> None:
+    shards = filled([[1.0] * 8, [1.0] * 8])
+    game = EpisodeRecord(episode_return=1.0, agent_steps=8, epsilon=0.1, ladder_position=0.0)
+    shards[0].add(make_push(make_segment(sequence=5), episodes=(game,)))
+    shards[1].add(make_push(make_segment(actor=1, sequence=5), episodes=(game, game)))
+    sampler = make_sampler(handles(shards))
+    assert sampler.episodes == 0
+    while sampler.fetch() is None:
+        pass
+    assert sampler.episodes == 3

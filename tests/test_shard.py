@@ -120,6 +120,23 @@ def test_episodes_actors_and_phases_are_reported_once() -> None:
     assert again.actor_phases.phases == again.phases.phases == ()
 
 
+def test_ended_games_are_counted_once_and_ride_on_every_reply_to_the_learner() -> None:
+    limiter = RateLimiter(min_size=5, samples_per_insert=1.0, band=4.0)
+    shard = make_shard(limiter=limiter)
+    push = make_push(make_segment(), episodes=(EPISODE, EPISODE))
+    assert shard.add(push).accepted
+    refused = make_push(make_segment(sequence=1), episodes=(EPISODE,))
+    assert not shard.add(refused).accepted
+    assert shard.add(make_push(episodes=(EPISODE,))).accepted
+    shard.report()
+    assert shard.ended_episodes == 3
+    assert shard.counts(START).episodes == shard.sample((2,), START)[0].counts.episodes == 3
+    shard.counts(START._replace(samples=20))
+    assert shard.add(refused).accepted
+    assert shard.add(refused) == (True, 1)
+    assert shard.ended_episodes == 4
+
+
 def test_retried_push_brings_its_records_once() -> None:
     shard = make_shard()
     push = make_push(make_segment(), episodes=(EPISODE,), phases=PhaseSeconds((("pack", 1.0),)))

@@ -88,6 +88,7 @@ def played(request: pytest.FixtureRequest) -> Played:
         n_step=N_STEP,
         gamma=GAMMA,
         clip_rewards=True,
+        life_loss_reward=0.0,
         segment_transitions=ROWS,
         frames_per_block=4,
         first_priority=first_priority,

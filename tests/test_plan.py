@@ -1,0 +1,81 @@
+"""Which network goes with which observations, and where a run ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from common.config import AgentConfig, Config
+from common.networks import build_network
+from common.plan import Plan, network_problems
+from common.run_folder import RunFolder
+from common.types import EnvironmentSpec, ObservationSpec
+
+ATARI = ObservationSpec((84, 84), "uint8", 4)
+CART = ObservationSpec((40, 90), "uint8", 2)
+VECTOR = ObservationSpec((4,), "float32", 1)
+
+
+def spec_of(observation: ObservationSpec) -> EnvironmentSpec:
+    return EnvironmentSpec("game", observation, 2, 4, "")
+
+
+@pytest.mark.parametrize(
+    ("network", "observation", "fits"),
+    [
+        ("nature_cnn", ATARI, True),
+        ("nature_cnn", CART, True),
+        ("nature_cnn", ObservationSpec((35, 90), "uint8", 2), False),
+        ("nature_cnn", VECTOR, False),
+        ("pixel_cnn", CART, True),
+        ("pixel_cnn", ATARI, True),
+        ("pixel_cnn", ObservationSpec((29, 29), "uint8", 2), True),
+        ("pixel_cnn", ObservationSpec((28, 90), "uint8", 2), False),
+        ("pixel_cnn", CART._replace(stack=1), False),
+        ("pixel_cnn", VECTOR._replace(stack=2), False),
+    ],
+)
+def test_networks_that_do_not_fit_are_named_before_they_are_built(
+    network: Any, observation: ObservationSpec, fits: bool
+) -> None:
+    config, spec = Config(agent=AgentConfig(network=network)), spec_of(observation)
+    problems = network_problems(config, spec)
+    if fits:
+        assert problems == []
+        build_network(config.agent, spec)
+    else:
+        (problem,) = problems
+        assert problem.startswith(f"--agent.network {network}: does not fit {observation.stack} ")
+        with pytest.raises(ValueError, match=f"for network {network}"):
+            build_network(config.agent, spec)
+
+
+def test_vectors_take_the_mlp_and_pictures_do_not() -> None:
+    config = Config(agent=AgentConfig(network="mlp"))
+    assert network_problems(config, spec_of(VECTOR)) == []
+    for observation in (ATARI, CART):
+        (problem,) = network_problems(config, spec_of(observation))
+        assert problem.endswith("mlp for vectors")
+
+
+def test_run_ends_after_its_frames_or_its_games_less_those_played_before(tmp_path: Path) -> None:
+    plan = Plan(
+        config=Config(total_frames=1_001, total_episodes=30),
+        spec=spec_of(ATARI),
+        folder=RunFolder(tmp_path),
+        max_bytes=1,
+        resume_from="",
+        agent_steps_before=100,
+        episodes_before=12,
+        learner_steps_before=0,
+        samples_before=0,
+        incarnation=0,
+    )
+    assert plan.agent_steps_left == 251 - 100  # 1,001 frames are 251 agent steps of 4
+    assert plan.episodes_left == 30 - 12
+    endless = dataclasses.replace(plan, config=Config(total_frames=1_001))
+    assert endless.episodes_left == math.inf

@@ -1,0 +1,144 @@
+"""The systems that Troop grew from: each trains through the ordinary path and shows its result."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from launching import launch as launch_process
+from launching import result_of
+
+import launch
+from common.presets import PRESETS
+from common.tensorboard import read_scalars
+
+# What makes each of them short.
+SMALL_PONG = (
+    *("--replay.min-size", "60", "--total-frames", "480", "--env.max-game-frames", "200"),
+    *("--evaluator.episodes", "1"),
+)
+SHORT = {
+    "seed-pong": SMALL_PONG,
+    "seed-pong-wrappers": SMALL_PONG,
+    "seed-cartpole": ("--total-episodes", "8"),
+    "seed-cartpole-pixels": (
+        *("--total-episodes", "8", "--evaluator.episodes", "2", "--learner.batch-size", "32"),
+        *("--replay.min-size", "32", "--replay.samples-per-insert", "32"),
+    ),
+}
+
+
+# Two threads that wait for each other on a busy core take a hundred times as long.
+BESIDE_OTHERS = ("--learner.threads", "1", "--learner.compile", "off")
+
+
+def flags(preset: str, run: Path, *more: str) -> list[str]:
+    return ["--preset", preset, "--run-dir", str(run), *more]
+
+
+def returns_of(run: Path) -> np.ndarray:
+    """Return float[G], the raw return of every training game, in order."""
+    return np.asarray(read_scalars(run)["train/episode_return"][1])
+
+
+def run_serially(preset: str, run: Path, *more: str) -> dict:
+    assert launch.main([*flags(preset, run, *more), "--serial"]) == 0
+    result = result_of(run)
+    assert result["end_reason"] == "done"
+    return result
+
+
+def check_short(preset: str, run: Path) -> None:
+    result = result_of(run)
+    assert result["end_reason"] == "done"
+    assert result["learner_steps"] > 0
+    assert math.isfinite(result["last_eval_score"])
+    scalars = read_scalars(run)
+    assert {"learner/td_loss", "actors/epsilon", "eval/episode_return"} <= set(scalars)
+    log = (run / "log.txt").read_text()
+    assert "settings:" in log
+    assert f"preset {preset}" in log
+
+
+@pytest.mark.parametrize("preset", SHORT)
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_seed_trains_serially(preset: str, tmp_path: Path) -> None:
+    run_serially(preset, tmp_path / "run", *SHORT[preset], *BESIDE_OTHERS)
+    check_short(preset, tmp_path / "run")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize(
+    "preset",
+    [
+        "seed-cartpole-pixels",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SHORT if "pixels" not in name),
+    ],
+)
+def test_seed_trains_through_ray(preset: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = launch_process(*flags(preset, run, *SHORT[preset], *BESIDE_OTHERS))
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_short(preset, run)
+
+
+# --- games as a limit -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_run_ends_with_its_last_game_and_a_resumed_one_counts_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    short = ("--evaluator.no-enabled", "--total-episodes")
+    assert run_serially("seed-cartpole", run, *short, "5")["episodes"] == 5
+    with pytest.raises(SystemExit) as refused:
+        launch.main(["--resume", str(run), "--serial"])
+    assert refused.value.code == 2
+    assert "--total-episodes 5: must be > 5, played already" in capsys.readouterr().err
+    assert launch.main(["--resume", str(run), "--serial", "--total-episodes", "8"]) == 0
+    assert result_of(run)["episodes"] == 8
+
+
+# --- the results ----------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_seed_cartpole_begins_to_balance(tmp_path: Path) -> None:
+    """The floor of a short run; the whole one is slow. Seed 2 is early, see below."""
+    run_serially("seed-cartpole", tmp_path / "run", "--seed", "2", "--total-episodes", "60")
+    returns = returns_of(tmp_path / "run")
+    assert len(returns) == 60
+    assert returns[-10:].mean() > 3 * returns[:10].mean()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_seed_cartpole_reaches_200_by_about_game_100_and_tests_at_178_to_200(
+    tmp_path: Path,
+) -> None:
+    """The first game of 200 came at 107 with seed 1 and at 66 with seed 2."""
+    first = []
+    for seed in (1, 2):
+        run = tmp_path / f"run{seed}"
+        result = run_serially("seed-cartpole", run, "--seed", str(seed))
+        returns = returns_of(run)
+        assert len(returns) == PRESETS["seed-cartpole"].config.total_episodes
+        assert returns[-50:].mean() > 178
+        assert 178 <= result["last_eval_score"] <= 200
+        first.append(1 + int(np.argmax(returns == 200)))
+    assert max(first) <= 130
+    assert np.mean(first) <= 100
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_seed_cartpole_pixels_balances_longer_with_training(tmp_path: Path) -> None:
+    run_serially("seed-cartpole-pixels", tmp_path / "run")
+    returns = returns_of(tmp_path / "run")
+    assert len(returns) >= 300
+    assert returns[-100:].mean() > 1.5 * returns[:50].mean()
