@@ -159,7 +159,8 @@ SNAPSHOT = ROOT / "tests" / "serial_snapshot.json"
 # Those of a checkpoint's counters that the snapshot holds.
 COUNTERS = ("learner_step", "samples", "agent_steps")
 # How far a parameter's movement may be off, as a share of its length. On one AMD EPYC, torch
-# restricted to SSE4.1 or AVX2 was off from AVX-512 by 8e-5 at most (2026-11-21).
+# restricted to SSE4.1 or AVX2 was off from AVX-512 by 4e-6 at most, with two threads by nothing
+# (2026-11-21).
 MOVEMENT_TOLERANCE = 0.02
 # Every setting that such a run looks at, so that no change of a preset or a default moves it.
 # Exploration alone chooses actions and replay is uniform: then no float decides what happens.
