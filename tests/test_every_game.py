@@ -15,6 +15,7 @@ from ale_py import roms
 from launching import ROOT, result_of
 
 import launch as driver
+from actors.atari import atari_game
 from actors.environments import resolve
 from common.config import EnvConfig
 from common.scores import RANDOM_AND_HUMAN
@@ -51,13 +52,12 @@ def expect_whole(folder: Path, result: dict[str, Any], frames: int) -> None:
     assert all(math.isfinite(loss) for loss in read_scalars(folder)["learner/td_loss"][1])
 
 
-def test_every_one_player_game_is_registered_and_can_be_resolved() -> None:
+def test_every_one_player_game_is_registered_and_known_by_its_id() -> None:
     """So that the slow test below is about all of them."""
-    assert len(V5_IDS) == len(roms.get_all_rom_ids()) - 4  # combat, joust, maze_craze, warlords
-    specs = [resolve(EnvConfig(id=name)) for name in V5_IDS]
-    assert {spec.observation for spec in specs} == {specs[0].observation}
-    assert all(2 <= spec.num_actions <= 18 for spec in specs)
-    assert {spec.name for spec in specs} >= set(RANDOM_AND_HUMAN)
+    known = [atari_game(EnvConfig(id=name)) for name in V5_IDS]
+    found = {game.rom for game in known if game is not None}
+    assert found == set(roms.get_all_rom_ids()) - {"combat", "joust", "maze_craze", "warlords"}
+    assert found >= set(RANDOM_AND_HUMAN)
 
 
 @pytest.mark.slow
