@@ -125,6 +125,7 @@ class Reporter:
         self._episodes = episodes_before
         self._returns: deque[float] = deque(maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
+        self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
         self._lags: list[float] = []
         self._lag = math.nan
         self._eval_score = math.nan
@@ -177,6 +178,8 @@ class Reporter:
                 self._lag = shard.policy_lag_learner_steps
         if self._last_learner is None or learner.phases != self._last_learner.phases:
             self._phases["learner"].append(learner.phases)  # the learner reports at its own pace
+            if math.isfinite(learner.td_loss):
+                self._learned.append(learner)
         self._last_learner = learner
         self._unwritten = (shards, learner, restarts)
         now_s = self._clock()
@@ -248,9 +251,9 @@ class Reporter:
             LEARNER_STEPS_PER_S: self._stepped.per_second(),
             TRANSITIONS_SAMPLED_PER_S: self._sampled.per_second(),
             TRANSITIONS_INSERTED_PER_S: inserted_per_s,
-            LEARNER_TD_LOSS: learner.td_loss,
-            LEARNER_Q_MEAN: learner.q_mean,
-            LEARNER_GRAD_NORM: learner.grad_norm,
+            LEARNER_TD_LOSS: _mean([report.td_loss for report in self._learned]),
+            LEARNER_Q_MEAN: _mean([report.q_mean for report in self._learned]),
+            LEARNER_GRAD_NORM: _mean([report.grad_norm for report in self._learned]),
             REPLAY_TRANSITIONS: sum(shard.transitions for shard in shards),
             REPLAY_BYTES: sum(shard.bytes for shard in shards),
             REPLAY_SAMPLES_PER_INSERT: self._ratio(learner.samples, inserts),
@@ -265,7 +268,7 @@ class Reporter:
             for phase, share in shares(phases, all_s).items():
                 scalars[phase_share_tag(role, phase)] = share
         self._events.scalars(scalars, self.progress.frames)
-        self._lags = []
+        self._learned, self._lags = [], []
         self._phases = {role: [] for role in self._phases}
 
     def _ratio(self, samples: int, inserts: int) -> float:

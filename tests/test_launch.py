@@ -104,26 +104,6 @@ def test_two_runs_at_once_do_not_meet_and_forcing_one_to_stop_does_not_touch_the
     assert result_of(other)["frames"] >= 5000
 
 
-@pytest.mark.usefixtures("torch_is_left_as_it_was")
-def test_serial_runs_of_one_seed_are_the_same_to_the_bit_in_any_process(tmp_path: Path) -> None:
-    def flags(name: str, seed: int) -> list[str]:
-        run = ["--serial", "--run-dir", str(tmp_path / name), "--seed", str(seed)]
-        return [*QUICK, *run, "--total-frames", "3000", "--evaluator.no-enabled"]
-
-    def weights(name: str) -> torch.Tensor:
-        assert result_of(tmp_path / name)["learner_steps"] > 0
-        (checkpoint,) = (tmp_path / name / "checkpoints").glob("checkpoint_*.pt")
-        found: torch.Tensor = load(checkpoint)["weights"]
-        return found
-
-    done = launch(*flags("elsewhere", seed=3))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert driver.main(flags("here", seed=3)) == 0
-    assert driver.main(flags("other", seed=4)) == 0
-    assert torch.equal(weights("elsewhere"), weights("here"))
-    assert not torch.equal(weights("elsewhere"), weights("other"))
-
-
 @pytest.mark.ray
 def test_the_command_of_the_readme_writes_every_tag(tmp_path: Path) -> None:
     run = tmp_path / "run"

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, find, given, settings
 from hypothesis import strategies as st
 from oracles import NaiveTransition, Step, naive_n_step
 
@@ -185,6 +186,40 @@ def test_any_stream_gives_what_the_oracle_gives(
     np.testing.assert_allclose(
         [row[3:] for row in actual], [row[3:] for row in expected], rtol=1e-12, atol=1e-12
     )
+
+
+def gaps(steps: list[Step], one: str, other: str) -> list[int]:
+    """Return for each timestep with flag `one` how far behind it the next with `other` is."""
+    marks = [t for t, step in enumerate(steps) if getattr(step, other)]
+    starts = [t for t, step in enumerate(steps) if getattr(step, one)]
+    return [min((m - t for m in marks if m > t), default=999) for t in starts]
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        pytest.param(lambda s: any(x.truncated and not x.terminated for x in s), id="truncation"),
+        pytest.param(lambda s: any(x.truncated and x.terminated for x in s), id="both at once"),
+        pytest.param(lambda s: any(x.terminated and not x.game_over for x in s), id="a lost life"),
+        pytest.param(
+            lambda s: any(
+                x.terminated and not x.game_over and gap <= 2
+                for x, gap in zip(
+                    [x for x in s if x.terminated], gaps(s, "terminated", "truncated"), strict=True
+                )
+            ),
+            id="a time limit within n steps of a lost life",
+        ),
+        pytest.param(lambda s: 1 in gaps(s, "terminated", "terminated"), id="two lives in a row"),
+        pytest.param(lambda s: 1 in gaps(s, "first", "game_over"), id="a game of one step"),
+        pytest.param(lambda s: bool(s) and not s[-1].game_over, id="a tail that is not over"),
+        pytest.param(lambda s: sum(x.first for x in s) >= 3, id="several games"),
+    ],
+)
+def test_streams_reach_every_edge(edge: Callable[[list[Step]], bool]) -> None:
+    """So that the property above is about truncation, lost lives and tails, and not only games."""
+    unshrunk = settings(phases=[Phase.generate], database=None)
+    assert edge(find(streams(), edge, settings=unshrunk))
 
 
 @given(steps=streams(), n_step=st.integers(1, 6))

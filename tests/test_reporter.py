@@ -323,6 +323,20 @@ def test_learner_report_that_did_not_change_counts_once(stage: Stage) -> None:
     assert stage.pairs("time/learner_wait_share") == [(4, 0.75)]
 
 
+def test_learner_rows_are_the_means_since_the_row_before_and_a_pause_at_the_end_hides_none(
+    stage: Stage,
+) -> None:
+    """A learner that took no step in a row's last second did take those before."""
+    for second, loss in enumerate([1.0, 3.0, math.nan, 8.0, math.nan, math.nan], 1):
+        numbers = {"td_loss": loss, "q_mean": 2 * loss, "grad_norm": 3 * loss}
+        report = learner_report(phases=phases(step=float(second)), **numbers)
+        stage.update(shard_report(inserts=second), after_s=1.0, learner=report)
+    # The first row is written at 5 s; in what came after, up to closing, nothing was learned.
+    assert stage.pairs("learner/td_loss") == [(20, 4.0)]
+    assert stage.pairs("learner/q_mean") == [(20, 8.0)]
+    assert stage.pairs("learner/grad_norm") == [(20, 12.0)]
+
+
 def test_policy_lag_of_an_old_row_is_not_written_again_but_stays_on_the_console(
     stage: Stage,
 ) -> None:

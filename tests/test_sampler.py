@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,10 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from oracles import naive_stacks
+from oracles import NaiveReplay, naive_stacks
 from shard_contract import CONFIG, ENVIRONMENT, with_shards
 
-from common.types import Batch, EpisodeRecord, PriorityUpdate
+from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment
 from replay.assembly import make_sampler as make_sampler_from
 from replay.decoding import Decoder
 from replay.handles import LocalShard, ShardHandle
@@ -253,6 +254,157 @@ def test_weights_are_the_closed_form_of_the_probability_really_drawn_with(
         share = np.array([joint[k][i] for k, i in zip(shard, row, strict=True)])
         counts = np.array([np.sum(shard == k) for k in shard])
         assert np.all(np.abs(p / share - 1) < 1 / (counts - 1 + 1e-9) + 1e-9)
+
+
+SHARD_CAPACITY = 40
+
+
+class Masses:
+    """What the shards hold, by id, in double precision and by the formula alone."""
+
+    def __init__(self, shards: int, alpha: float) -> None:
+        self._shards = [
+            NaiveReplay(
+                capacity=SHARD_CAPACITY,
+                max_bytes=10**9,
+                alpha=alpha,
+                first_id=k * 2**56,
+                spec=SPEC,
+            )
+            for k in range(shards)
+        ]
+
+    def add(self, shard: int, segment: Segment) -> None:
+        assert self._shards[shard].add(segment, num_bytes=1)
+
+    def update(self, update: PriorityUpdate) -> None:
+        for k, shard in enumerate(self._shards):
+            mine = shard_of(update.ids) == k
+            shard.update(update.ids[mine].tolist(), update.priority[mine].tolist())
+
+    def by_shard(self) -> list[float]:
+        return [shard.total for shard in self._shards]
+
+    def probability(self) -> dict[int, float]:
+        """Return p of each live id: its mass over the mass of all shards."""
+        total = sum(self.by_shard())
+        return {i: mass / total for shard in self._shards for i, mass in shard.masses.items()}
+
+
+def changing_shards(
+    shards: int, alpha: float, seed: int
+) -> tuple[list[ReplayShard], Masses, Callable[[], None]]:
+    """Return shards of unlike size and mass, what they hold, and how to change both at random."""
+    rng = np.random.default_rng(seed)
+    cores = [
+        make_shard(alpha=alpha, shard=k, seed=seed + k, capacity=SHARD_CAPACITY)
+        for k in range(shards)
+    ]
+    masses = Masses(shards, alpha)
+    updater = PriorityUpdater(shards=handles(cores), window=shards, rows_per_call=1)
+    sequences = iter(range(1000))
+
+    def priorities_of(shard: int, rows: int) -> list[float]:
+        return ((shard + 1) * (0.05 + rng.exponential(1.0, rows))).tolist()
+
+    def add(shard: int) -> None:
+        rows = int(rng.integers(3, 9))
+        segment = make_segment(
+            actor=shard,
+            sequence=next(sequences),
+            transitions=rows,
+            priority=priorities_of(shard, rows),
+        )
+        assert cores[shard].add(make_push(segment)).accepted
+        masses.add(shard, segment)
+
+    def change() -> None:
+        """Insert and evict in one shard, and give a third of all rows other priorities."""
+        for _ in range(3):
+            add(int(rng.integers(shards)))
+        live = np.array(list(masses.probability()))
+        ids = rng.choice(live, len(live) // 3, replace=False)
+        update = PriorityUpdate(ids, (0.05 + rng.exponential(3.0, len(ids))).astype(np.float32))
+        updater.update(update)
+        masses.update(update)
+
+    for shard in range(shards):
+        for _ in range(3 + 2 * shard):
+            add(shard)
+    return cores, masses, change
+
+
+def drop_what_was_asked_for_before(sampler: ReplaySampler) -> None:
+    """The batch under way was drawn before a change, and the next is split by the masses before."""
+    for _ in range(3):
+        fetch(sampler)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+def test_frequencies_are_the_closed_form_while_rows_and_priorities_change(
+    shards: int, alpha: float
+) -> None:
+    """Chi-square over all rows that ever lived, five standard deviations above its mean at most.
+
+    Strata and fixed splits only lower it: rows are drawn more evenly than independent ones.
+    """
+    cores, masses, change = changing_shards(shards, alpha, seed=8)
+    sampler = make_sampler(handles(cores), batch_size=48)
+    expected: defaultdict[int, float] = defaultdict(float)
+    by_shard_alone: defaultdict[int, float] = defaultdict(float)  # the trap: p within its shard
+    drawn: Counter[int] = Counter()
+    for _ in range(6):
+        change()
+        drop_what_was_asked_for_before(sampler)
+        totals = masses.by_shard()
+        for i, p in masses.probability().items():
+            share = totals[int(shard_of(np.array([i]))[0])] / sum(totals)
+            expected[i] += 48 * 120 * p
+            by_shard_alone[i] += 48 * 120 * p / share / shards
+        for _ in range(120):
+            drawn.update(fetch(sampler).ids.tolist())
+    assert drawn.total() == 6 * 48 * 120
+
+    def chi_square(model: defaultdict[int, float]) -> float:
+        return sum((drawn[i] - model[i]) ** 2 / model[i] for i in model)
+
+    assert set(drawn) <= set(expected), "a row was drawn that did not live"
+    freedom = len(expected) - 1
+    limit = freedom + 5 * (2 * freedom) ** 0.5
+    assert chi_square(expected) < limit
+    if shards > 1:
+        assert chi_square(by_shard_alone) > 2 * limit, "the test has no power"
+
+
+@pytest.mark.parametrize("beta", [0.4, 1.0])
+@pytest.mark.parametrize("shards", [1, 3])
+def test_weights_are_the_closed_form_of_the_marginal_probability(shards: int, beta: float) -> None:
+    """(N p)^-beta over the batch's largest, p a row's share of all mass, up to the split.
+
+    A shard's rows are a whole number: its share of a batch is off by less than two rows of three
+    shards', which is all that may set a weight apart, in it or in the largest.
+    """
+    cores, masses, change = changing_shards(shards, 0.6, seed=9)
+    sampler = make_sampler(handles(cores), batch_size=512, beta=beta)
+    for _ in range(5):
+        change()
+        drop_what_was_asked_for_before(sampler)
+        p = masses.probability()
+        fewest = 512 * min(masses.by_shard()) / sum(masses.by_shard())
+        assert fewest > 40
+        batch = fetch(sampler)
+        marginal = np.array([p[i] for i in batch.ids.tolist()])
+        closed = (len(p) * marginal) ** -beta
+        closed /= closed.max()
+        tolerance = 1e-5 if shards == 1 else 2 * beta * 2 / (fewest - 2)
+        np.testing.assert_allclose(batch.weight, closed, rtol=tolerance)
+        if shards > 1:
+            totals = masses.by_shard()
+            alone = marginal * sum(totals) / np.array(totals)[shard_of(batch.ids)]
+            wrong = (len(p) * alone) ** -beta
+            wrong /= wrong.max()
+            assert abs(batch.weight / wrong - 1.0).max() > 2 * tolerance, "the test has no power"
 
 
 @pytest.mark.parametrize("shards", [1, 2])

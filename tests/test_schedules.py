@@ -33,6 +33,35 @@ def test_all_actors_together_hold_the_whole_ladder(num_actors: int, num_envs: in
     np.testing.assert_allclose(ladder.T.ravel(), 0.4 ** np.array(exponents), rtol=1e-12)
 
 
+# Horgan et al. 2018 (Ape-X), section 4, with its eps 0.4 and alpha 7, for 16 environments.
+LADDER_OF_16 = (
+    ".400 .261 .170 .111 .0723 .0472 .0307 .0201 .0131 .0085 .0056 .0036 .0024 .0015 .0010 .00066"
+)
+
+
+@pytest.mark.parametrize(("num_actors", "num_envs"), [(16, 1), (1, 16), (4, 4)])
+def test_ladder_of_sixteen_environments_has_the_values_of_ape_x(
+    num_actors: int, num_envs: int
+) -> None:
+    ladder = np.stack(
+        [epsilon_ladder(num_actors, num_envs, a, 0.4, 7.0) for a in range(num_actors)]
+    ).T.ravel()
+    for epsilon, printed in zip(ladder, LADDER_OF_16.split(), strict=True):
+        last_digit = 10.0 ** -len(printed.removeprefix("."))
+        assert abs(epsilon - float(printed)) <= last_digit / 2
+
+
+@pytest.mark.parametrize("size", [2, 16, 256, 360])
+def test_ladder_is_the_one_of_acme_and_of_seed_rl(size: int) -> None:
+    """Acme: np.logspace(1, 8, N, base=0.4), acme/agents/jax/r2d2/actor.py.
+
+    SEED RL: 0.4 ** linspace(1, 8, N), agents/r2d2/learner.py.
+    """
+    ladder = np.concatenate([epsilon_ladder(size, 1, a, 0.4, 7.0) for a in range(size)])
+    np.testing.assert_allclose(ladder, np.logspace(1, 8, size, base=0.4), rtol=1e-12)
+    np.testing.assert_allclose(ladder, 0.4 ** np.linspace(1.0, 8.0, size), rtol=1e-12)
+
+
 def test_a_single_environment_explores_with_the_base() -> None:
     np.testing.assert_array_equal(epsilon_ladder(1, 1, 0, 0.4, 7.0), [0.4])
 
