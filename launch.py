@@ -57,6 +57,7 @@ from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EvaluationResult, Weights
 from learner.assembly import (
+    available_cores,
     checkpoint_payload,
     expect_same_network,
     load_checkpoint,
@@ -192,7 +193,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             config,
             spec,
             memory_bytes=memory_bytes,
-            cores=resolve_threads(0),
+            cores=available_cores(),
             has_cuda=torch.cuda.is_available(),
         )
     counters = dict.fromkeys(("agent_steps", "episodes", "learner_step", "samples"), 0)
@@ -269,7 +270,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
 def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     """Say what will run and where to look at it."""
     config = plan.config
-    cores = resolve_threads(0)
+    cores = available_cores()
     console.note(f"settings:\n{settings_table(config)}")
     console.note(plan.spec.protocol)
     console.note(
@@ -325,7 +326,7 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
     config, spec = plan.config, plan.spec
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(resolve_threads(config.learner.threads))
+    torch.set_num_threads(resolve_threads(config.learner.threads, neighbours=0))
     shards = [
         make_shard(config, spec, shard=k, incarnation=plan.incarnation, max_bytes=plan.max_bytes)
         for k in range(config.replay.shards)

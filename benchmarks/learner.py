@@ -17,7 +17,7 @@ from benchmarks.rows import Row, alternate, row
 from common import ray_session
 from common.config import LearnerConfig, ReplayConfig
 from common.source import source_hash
-from learner.assembly import make_learner, resolve_device, resolve_threads
+from learner.assembly import available_cores, make_learner, resolve_device
 from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
@@ -33,7 +33,7 @@ _MAX_BYTES = 8 << 30
 def run(seconds: float) -> list[Row]:
     """Return one row for each batch size."""
     tune_allocator()
-    torch.set_num_threads(resolve_threads(0))
+    torch.set_num_threads(available_cores())
     ray_session.start_local()
     segments = recording(["pong"])["pong"]
     rows = [_one(segments, batch, seconds) for batch in (32, 128, 512)]

@@ -163,7 +163,7 @@ class LearnerConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; `auto`: where there is a C++ compiler and the run is not serial."""
     threads: int = 0
-    """Torch threads of the learner; 0: one per core, since actors that wait leave theirs free."""
+    """Torch threads of the learner; 0: the cores that actors and replay leave, one at least."""
 
 
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ class RayRun:
             **beside_learner(0, num_cpus=self._cpus, num_gpus=int(cuda))
         ).remote(
             config, plan.spec, self._servers, self._store, str(plan.folder.path.resolve()),
-            plan.incarnation, plan.resume_from, self._source,
+            plan.incarnation, plan.resume_from, self._neighbours(), self._source,
         )  # fmt: skip
         self._learner_run = self._learner.run.remote()
         for actor in range(config.actor.count):
@@ -166,6 +166,11 @@ class RayRun:
             return False
         self._console.note(description)
         return True
+
+    def _neighbours(self) -> int:
+        """Return how many busy processes share the learner's host: actors only if all is local."""
+        config = self._plan.config
+        return config.replay.shards + (config.actor.count if self._is_local else 0)
 
     def _cpu_share(self, cores: float) -> float:
         """CPUs for each process: whole ones on a cluster, a share of the cores on one machine."""

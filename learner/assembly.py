@@ -27,9 +27,23 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda:0" if name == "cuda" else name)
 
 
-def resolve_threads(threads: int) -> int:
-    """Return how many threads torch gets: as told, or one for each core this process may use."""
-    return threads or len(os.sched_getaffinity(0))
+def available_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def resolve_threads(threads: int, neighbours: int) -> int:
+    """Return how many threads torch gets: as told, or what the neighbours leave, one at least.
+
+    Torch's threads meet at the end of every operation, so that one that has to share its core
+    holds up all: beside one busy process, two threads on two cores learned a tenth of what one
+    does (docs/decisions.md).
+
+    Args:
+      threads: `learner.threads`, 0 to find out.
+      neighbours: other busy processes on this host.
+    """
+    return threads or max(1, available_cores() - neighbours)
 
 
 def make_learner(

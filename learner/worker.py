@@ -46,6 +46,7 @@ class LearnerProcess:
         run_dir: str,
         incarnation: int,
         resume_from: str,
+        neighbours: int,
         source: str,
     ) -> None:
         """Build the learner and restore it.
@@ -58,12 +59,13 @@ class LearnerProcess:
           run_dir: the run's folder, where checkpoints go.
           incarnation: how many times the run's learner was started before.
           resume_from: path of a checkpoint, "" for a fresh start.
+          neighbours: the run's other busy processes on this host.
           source: the driver's source hash.
         """
         expect_source(source, "learner")
         tune_allocator()
         device = resolve_device(config.learner.device)
-        torch.set_num_threads(resolve_threads(config.learner.threads))
+        torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
         self._config = config
         self._spec = spec
         self._store = store
@@ -113,7 +115,8 @@ class LearnerProcess:
         """Return one sentence on where and how it learns."""
         device = self._learner.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
-        return f"learning on {where} with {torch.get_num_threads()} torch threads"
+        threads = torch.get_num_threads()
+        return f"learning on {where} with {threads} torch thread{'s' if threads > 1 else ''}"
 
     def run(self) -> None:
         """Learn until `stop`; save at the end."""

@@ -133,7 +133,7 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
     with parts_of(built):
         ReplayProcess(CONFIG, spec, 0, 0, total_memory_bytes() // 2, source)
         ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
-        process = LearnerProcess(CONFIG, spec, [nobody], nobody, str(run), 0, "", source)
+        process = LearnerProcess(CONFIG, spec, [nobody], nobody, str(run), 0, "", 0, source)
         process._prefetcher.close()
         EvaluatorProcess(CONFIG, spec, nobody, 0, source)
     return {part for part in built if part.name not in WIRE}
