@@ -47,6 +47,14 @@ def run_pipeline(seconds: float, learner_samples_per_s: float) -> list[Row]:
     arguments = (
         "--preset",
         "pong-fast",
+        # The learner's rows are of this network and batch.
+        "--agent.network",
+        "nature_cnn",
+        "--agent.dueling",
+        "--learner.batch-size",
+        "128",
+        "--replay.samples-per-insert",
+        "8",
         "--replay.min-size",
         "2000",
         "--total-frames",
@@ -73,7 +81,7 @@ def run_pipeline(seconds: float, learner_samples_per_s: float) -> list[Row]:
             learner_samples_per_s or float("nan"),
             "the learner fed by replay alone, batch 128, same run",
             {
-                "preset": "pong-fast",
+                "preset": "pong-fast, but nature_cnn, dueling, batch 128",
                 "actors": 2,
                 "env_frames_per_s": round(frames, 1),
                 "samples_per_insert": 8,

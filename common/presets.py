@@ -107,20 +107,21 @@ PRESETS: dict[str, Preset] = {
         Config(
             preset="pong-fast",
             total_frames=6_000_000,
+            agent=AgentConfig(network="nips_cnn", dueling=False, double=False),
             actor=ActorConfig(count=2, envs=8, weights_poll_agent_steps=200),
-            replay=ReplayConfig(capacity=200_000, min_size=10_000, samples_per_insert=8.0),
+            replay=ReplayConfig(capacity=200_000, min_size=10_000, samples_per_insert=4.0),
             learner=LearnerConfig(
-                batch_size=128,
+                batch_size=64,
                 optimizer="adam",
-                learning_rate=1e-4,
-                optimizer_epsilon=1.5e-4,
+                learning_rate=2.5e-4,
+                optimizer_epsilon=1e-5,
                 max_grad_norm=10.0,
                 target_period_learner_steps=500,
             ),
-            evaluator=EvaluatorConfig(every_minutes=10.0, episodes=3),
+            evaluator=EvaluatorConfig(every_minutes=5.0, episodes=3),
         ),
-        "Pong on a workstation without a GPU: n = 3, Adam 1e-4, replay 200,000 (the range that "
-        "PTAN's and Tianshou's Pong examples share); a starting point, not yet searched.",
+        "Pong on two cores without a GPU, found by search (docs/experiments/pong.md): the network "
+        "of Mnih et al. 2013, 3-step, prioritised, Adam 2.5e-4, 4 samples per insert.",
     ),
     "nature": Preset(
         Config(
