@@ -106,7 +106,7 @@ PRESETS: dict[str, Preset] = {
     "pong-fast": Preset(
         Config(
             preset="pong-fast",
-            total_frames=6_000_000,
+            total_frames=7_500_000,
             agent=AgentConfig(network="nips_cnn", dueling=False, double=False),
             actor=ActorConfig(count=2, envs=8, weights_poll_agent_steps=200),
             replay=ReplayConfig(capacity=200_000, min_size=10_000, samples_per_insert=4.0),

@@ -84,7 +84,7 @@ def test_machado_is_apex_under_the_protocol_of_its_paper() -> None:
 def test_pong_fast_is_what_the_search_found() -> None:
     """Each value stands in docs/experiments/pong.md: change the two together."""
     config = PRESETS["pong-fast"].config
-    assert config.env == Config().env
+    assert (config.env, config.total_frames) == (Config().env, 7_500_000)
     assert config.agent == AgentConfig(
         network="nips_cnn", dueling=False, double=False, n_step=3, gamma=0.99
     )
