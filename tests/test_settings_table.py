@@ -15,7 +15,7 @@ def test_table_holds_every_setting_with_its_value() -> None:
         for name in names:
             assert re.search(rf"\b{name} \S", text), name
     for shown in (
-        "total_frames 50,000,000, total_episodes none, seed 1",
+        "total_frames 50,000,000, total_episodes none, stop_at_return none",
         "gamma 0.99",
         "dueling on",
         "hidden 256 x 256",
