@@ -41,7 +41,8 @@ from common.command_line import (
     read_train,
     refuse,
 )
-from common.config import Config, load_file
+from common.config import Config
+from common.config_file import load_file
 from common.console import Console
 from common.goal import ReturnGoal
 from common.hparams import hparams_summary
@@ -50,12 +51,13 @@ from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
 from common.ray_run import RayRun, Roles, RunEnded, cause_of
 from common.reporter import Reporter
+from common.reports import EvaluationResult
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
 from common.settings_table import settings_table
 from common.tensorboard import EventWriter
-from common.types import EnvironmentSpec, EvaluationResult, Weights
+from common.types import EnvironmentSpec, Weights
 from learner.assembly import (
     available_cores,
     checkpoint_payload,

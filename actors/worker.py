@@ -15,9 +15,10 @@ from actors.environments import make_environments
 from actors.evaluator import EvaluationLoop
 from common.config import Config
 from common.networks import build_network, load_flat_state
+from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.source import expect_source
-from common.types import EnvironmentSpec, EvaluationResult, Weights, WeightsVersion
+from common.types import EnvironmentSpec, Weights, WeightsVersion
 from replay.client import RayShard
 from replay.writer import ReplayWriter
 

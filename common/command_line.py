@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal, NoReturn
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from common.config import Config, ConfigError, overlay, read_file
+from common.config import Config
+from common.config_file import ConfigError, overlay, read_file
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
 

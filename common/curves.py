@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import Config, ConfigError, overlay, read_file
+from common.config import Config
+from common.config_file import ConfigError, overlay, read_file
 from common.goal import RETURN_GAMES
 from common.schedules import epsilon_ladder
 from common.scores import RANDOM_AND_HUMAN

@@ -12,7 +12,8 @@ from typing import Any
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.summary_v2 import hparams_pb
 
-from common.config import Config, to_dict
+from common.config import Config
+from common.config_file import to_dict
 
 
 def hparams_summary(config: Config, run: str) -> Summary:

@@ -14,9 +14,10 @@ from common.goal import ReturnGoal
 from common.interrupts import Interrupts
 from common.plan import Plan
 from common.reporter import Reporter
+from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.source import source_hash
 from common.supervisor import GiveUp, Supervisor
-from common.types import EvaluationResult, LearnerReport, ReplayReport, Weights
+from common.types import Weights
 
 _FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes its time
 _ANSWER_S = 60.0

@@ -12,6 +12,7 @@ import numpy as np
 from common.console import Console, RunStatus
 from common.goal import RETURN_GAMES
 from common.metrics import Rate, merge, shares
+from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.scores import human_normalized_score
 from common.tensorboard import (
     ACTORS_EPSILON,
@@ -35,14 +36,7 @@ from common.tensorboard import (
     phase_share_tag,
     restarts_tag,
 )
-from common.types import (
-    EnvironmentSpec,
-    EpisodeRecord,
-    EvaluationResult,
-    LearnerReport,
-    PhaseSeconds,
-    ReplayReport,
-)
+from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0

@@ -11,7 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, save_file
+from common.config import Config
+from common.config_file import save_file
 from common.source import ROOT, VERSIONS, source_hash
 
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")

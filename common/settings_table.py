@@ -5,7 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from common.config import Config, to_dict
+from common.config import Config
+from common.config_file import to_dict
 
 _WIDTH = 100
 _NAME_WIDTH = 14

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from common.config import Config, override, to_dict
+from common.config import Config
+from common.config_file import override, to_dict
 from common.networks import QNetwork, build_network, flatten_state, load_flat_state
 from common.seeding import derive_seed
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from common.metrics import PhaseTimer
 from common.networks import flatten_state
-from common.types import LearnerReport, PriorityUpdate, Weights, WeightsVersion
+from common.reports import LearnerReport
+from common.types import PriorityUpdate, Weights, WeightsVersion
 from learner.learner import DeviceBatch, Learner
 
 # Weights travel at most so often, however fast the learner steps.

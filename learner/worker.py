@@ -11,8 +11,9 @@ import ray
 import torch
 
 from common.config import Config
+from common.reports import LearnerReport
 from common.source import expect_source
-from common.types import EnvironmentSpec, LearnerReport, Weights
+from common.types import EnvironmentSpec, Weights
 from learner.assembly import (
     checkpoint_payload,
     load_checkpoint,

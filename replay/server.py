@@ -12,13 +12,13 @@ from typing import Any
 import ray
 
 from common.config import Config
+from common.reports import ReplayReport
 from common.source import expect_source
 from common.types import (
     AddReply,
     EnvironmentSpec,
     PriorityUpdate,
     Push,
-    ReplayReport,
     RunCounts,
     SampleReply,
     ShardCounts,

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 
 from common.metrics import PhaseTimer, merge
+from common.reports import ReplayReport
 from common.types import (
     AddReply,
     EpisodeRecord,
     PhaseSeconds,
     PriorityUpdate,
     Push,
-    ReplayReport,
     RunCounts,
     SampleReply,
     ShardCounts,

@@ -19,7 +19,8 @@ from common.command_line import (
     read_train,
     refuse,
 )
-from common.config import Config, save_file, to_dict
+from common.config import Config
+from common.config_file import save_file, to_dict
 from common.presets import PRESETS
 from common.run_folder import RunFolder
 

@@ -12,8 +12,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.config import (
-    Config,
+from common.config import Config
+from common.config_file import (
     ConfigError,
     load_file,
     overlay,

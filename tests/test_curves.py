@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from common import tensorboard as tags
-from common.config import ActorConfig, Config, save_file
+from common.config import ActorConfig, Config
+from common.config_file import save_file
 from common.curves import (
     KINDS,
     SAVED_VALUES,

@@ -28,7 +28,8 @@ from launching import result_of
 
 import launch
 from actors.n_step import NStepAccumulator
-from common.config import Config, override
+from common.config import Config
+from common.config_file import override
 from common.networks import build_network, load_flat_state
 from common.targets import n_step_target
 from learner import learner as learner_module

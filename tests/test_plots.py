@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common import tensorboard as tags
-from common.config import ActorConfig, Config, save_file
+from common.config import ActorConfig, Config
+from common.config_file import save_file
 from common.curves import load_curves
 from common.plots import XAxis, plot_runs, provenance
 from common.presets import PRESETS

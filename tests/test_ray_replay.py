@@ -21,14 +21,7 @@ from actors.worker import WeightsPoller
 from common.config import Config
 from common.packing import PackingError
 from common.source import source_hash
-from common.types import (
-    Batch,
-    EnvironmentSpec,
-    PriorityUpdate,
-    Segment,
-    Weights,
-    WeightsVersion,
-)
+from common.types import Batch, EnvironmentSpec, PriorityUpdate, Segment, Weights, WeightsVersion
 from learner.weight_store import WeightStore
 from replay.assembly import make_sampler
 from replay.client import RayShard

@@ -14,15 +14,13 @@ from design_tags import DESIGN_TAGS
 
 from common.console import Console, RunStatus
 from common.reporter import Progress, Reporter
+from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.tensorboard import EventWriter, Series, read_scalars
 from common.types import (
     EnvironmentSpec,
     EpisodeRecord,
-    EvaluationResult,
-    LearnerReport,
     ObservationSpec,
     PhaseSeconds,
-    ReplayReport,
     WeightsVersion,
 )
 

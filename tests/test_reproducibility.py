@@ -26,8 +26,8 @@ from common.config import (
     EvaluatorConfig,
     LearnerConfig,
     ReplayConfig,
-    save_file,
 )
+from common.config_file import save_file
 from common.packing import unpack_segment
 from common.types import AddReply, Push, RunCounts, SampleReply, Segment
 from learner.assembly import make_learner

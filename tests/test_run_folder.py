@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from common import run_folder
-from common.config import Config, load_file
+from common.config import Config
+from common.config_file import load_file
 from common.run_folder import RunFolder, RunFolderError, facts, machine, total_memory_bytes
 
 

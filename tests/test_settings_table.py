@@ -3,7 +3,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from common.config import Config, to_dict
+from common.config import Config
+from common.config_file import to_dict
 from common.presets import PRESETS
 from common.settings_table import settings_table
 

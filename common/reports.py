@@ -1,0 +1,92 @@
+"""What the roles tell the driver: immutable, one NamedTuple each."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.types import EpisodeRecord, PhaseSeconds, WeightsVersion
+
+
+class ReplayReport(NamedTuple):
+    """What one shard tells the driver, about once a second.
+
+    Fields:
+      transitions: live transitions.
+      bytes: bytes of the live segments as stored.
+      inserts: transitions ever inserted.
+      samples: transitions ever sampled.
+      evicted: transitions ever evicted.
+      stale_priority_updates: priorities that came for evicted ids and were dropped, ever.
+      duplicate_segments: segments pushed twice and inserted once, ever.
+      refused_pushes: pushes answered "not yet", ever.
+      policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
+        acting version's; NaN when there were none.
+      actors: indices of the actors whose segments came since the last report.
+      episodes: games that ended since the last report.
+      actor_phases: wall time of all actors by phase since the last report.
+      phases: the shard's own wall time by phase since the last report.
+    """
+
+    transitions: int
+    bytes: int
+    inserts: int
+    samples: int
+    evicted: int
+    stale_priority_updates: int
+    duplicate_segments: int
+    refused_pushes: int
+    policy_lag_learner_steps: float
+    actors: tuple[int, ...]
+    episodes: tuple[EpisodeRecord, ...]
+    actor_phases: PhaseSeconds
+    phases: PhaseSeconds
+
+
+class LearnerReport(NamedTuple):
+    """What the learner tells the driver, about once a second.
+
+    Fields:
+      version: the newest weights.
+      learner_step: gradient updates done, over all incarnations.
+      samples: transitions trained on, over all incarnations.
+      agent_steps: agent steps of the run that replay had accepted at the last sample.
+      td_loss: importance-weighted mean loss over the steps since the last report, NaN when there
+        were none.
+      q_mean: mean Q(s_tm1, a_tm1) of the same steps.
+      grad_norm: mean gradient norm of the same steps, before clipping.
+      phases: wall time by phase since the last report.
+      last_checkpoint: path of the newest checkpoint, "" before the first.
+    """
+
+    version: WeightsVersion
+    learner_step: int
+    samples: int
+    agent_steps: int
+    td_loss: float
+    q_mean: float
+    grad_norm: float
+    phases: PhaseSeconds
+    last_checkpoint: str
+
+
+class EvaluationResult(NamedTuple):
+    """Whole games played greedily with one set of weights.
+
+    Fields:
+      version: the weights that played.
+      agent_steps: agent steps of the run when those weights were published.
+      returns: float64[G], raw return of each game.
+      lengths_agent_steps: int64[G].
+      epsilon: exploration rate used.
+      seconds: wall time it took.
+    """
+
+    version: WeightsVersion
+    agent_steps: int
+    returns: NDArray[np.float64]
+    lengths_agent_steps: NDArray[np.int64]
+    epsilon: float
+    seconds: float
