@@ -14,14 +14,19 @@ class ReplayReport(NamedTuple):
     """What one shard tells the driver, about once a second.
 
     Fields:
+      incarnation: how many times the shard was started before. What happened "ever" includes what
+        happened up to the snapshot that it was restored from, if it was.
       transitions: live transitions.
       bytes: bytes of the live segments as stored.
       inserts: transitions ever inserted.
+      accepted: transitions inserted by this incarnation.
       samples: transitions ever sampled.
       evicted: transitions ever evicted.
-      stale_priority_updates: priorities that came for evicted ids and were dropped, ever.
+      stale_priority_updates: priorities that came for evicted or lost ids and were dropped, ever.
       duplicate_segments: segments pushed twice and inserted once, ever.
       refused_pushes: pushes answered "not yet", ever.
+      refused_segments: segments that were corrupt and not inserted, ever.
+      ended_episodes: games whose records came into this incarnation.
       policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
         acting version's; NaN when there were none.
       actors: indices of the actors whose segments came since the last report.
@@ -30,14 +35,18 @@ class ReplayReport(NamedTuple):
       phases: the shard's own wall time by phase since the last report.
     """
 
+    incarnation: int
     transitions: int
     bytes: int
     inserts: int
+    accepted: int
     samples: int
     evicted: int
     stale_priority_updates: int
     duplicate_segments: int
     refused_pushes: int
+    refused_segments: int
+    ended_episodes: int
     policy_lag_learner_steps: float
     actors: tuple[int, ...]
     episodes: tuple[EpisodeRecord, ...]

@@ -252,16 +252,21 @@ class ShardCounts(NamedTuple):
     """State of one shard, carried by every reply to the learner.
 
     Fields:
-      inserts: transitions ever inserted into this shard.
+      inserts: transitions ever inserted into this shard: its position in its stream, what was
+        restored from a snapshot included.
       transitions: live transitions.
       mass: sum of (priority + 1e-6) ** alpha over them.
-      episodes: training games ever ended whose records came into this shard.
+      episodes: training games whose records came into this incarnation of the shard.
+      incarnation: how many times the shard was started before.
+      accepted: transitions inserted by this incarnation; restored ones are not among them.
     """
 
     inserts: int
     transitions: int
     mass: float
     episodes: int
+    incarnation: int
+    accepted: int
 
 
 class SampleReply(NamedTuple):

@@ -54,7 +54,12 @@ def make_shard(
         is_sequential=config.replay.order == "sequential",
         rng=np.random.default_rng(derive_seed(config.seed, "replay", shard)),
     )
-    return ReplayShard(replay=replay, limiter=make_limiter(config))
+    return ReplayShard(
+        replay=replay,
+        limiter=make_limiter(config),
+        shards=config.replay.shards,
+        observation=spec.observation,
+    )
 
 
 def make_sampler(

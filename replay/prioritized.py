@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.types import PriorityUpdate, SampleReply, ShardCounts
-from replay.storage import Added, SegmentStorage
+from replay.state import ShardState, SnapshotError
+from replay.storage import Added, SegmentStorage, position_of
 from replay.sum_tree import SumTree
 
 # Keeps a transition without error sampleable (Schaul et al. 2016, section 3.3).
@@ -55,6 +57,16 @@ class PrioritizedReplay:
         self._tree = SumTree(capacity)
 
     @property
+    def alpha(self) -> float:
+        """Priority exponent."""
+        return self._alpha
+
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator that draws samples."""
+        return dict(self._rng.bit_generator.state)
+
+    @property
     def storage(self) -> SegmentStorage:
         """The segments."""
         return self._storage
@@ -90,7 +102,52 @@ class PrioritizedReplay:
 
     def counts(self) -> ShardCounts:
         """Return the state that rides on every reply; of episodes only the shard knows."""
-        return ShardCounts(self._storage.inserted, len(self._storage), self._tree.total, 0)
+        storage = self._storage
+        return ShardCounts(
+            inserts=storage.inserted,
+            transitions=len(storage),
+            mass=self._tree.total,
+            episodes=0,
+            incarnation=storage.incarnation,
+            accepted=storage.accepted,
+        )
+
+    def masses(self) -> NDArray[np.float64]:
+        """Return float64[N], the mass of each live transition, oldest first; a copy."""
+        return self._tree.run(self._storage.evicted % self._tree.capacity, len(self._storage))
+
+    def restore(self, state: ShardState) -> None:
+        """Take in the segments that there is room for, their masses, and the generator's state.
+
+        Masses under another alpha become those of the same priorities under this one:
+
+            ((|td| + 1e-6)^old)^(new / old) = (|td| + 1e-6)^new
+
+        Under alpha 0 all masses are 1 and the priorities are lost; they are taken to be 1, which is
+        what actors push then.
+
+        Raises:
+          ValueError: this replay has held something.
+          SnapshotError: the state is inconsistent, or its generator is another than this one's.
+          PackingError: a segment is not sound. In every case nothing was changed.
+        """
+        own = self._rng.bit_generator.state["bit_generator"]
+        if state.rng.get("bit_generator") != own:
+            raise SnapshotError(
+                f"Expect the state of a {own} generator, actually: {state.rng.get('bit_generator')}"
+            )
+        first = int(position_of(state.first_ids[0])) if len(state.first_ids) else state.inserted
+        masses = self._converted(state.masses, state.alpha)
+        good = np.isfinite(masses) & (masses > 0.0)
+        if len(masses) != state.inserted - first or not np.all(good):
+            raise SnapshotError(
+                f"Expect {state.inserted - first} finite masses > 0, actually: "
+                f"{np.count_nonzero(good)} of {len(masses)}"
+            )
+        self._storage.restore(state.segments, state.first_ids, state.inserted, state.names)
+        positions = np.arange(self._storage.evicted, self._storage.inserted)
+        self._tree.set(positions % self._tree.capacity, masses[len(masses) - len(positions) :])
+        self._rng.bit_generator.state = state.rng
 
     def sample(self, num: int) -> SampleReply:
         """Draw `num` rows (none while empty) with the compressed blocks they need."""
@@ -149,6 +206,14 @@ class PrioritizedReplay:
             return (self._storage.evicted + positions) % self._tree.capacity
         strata = (np.arange(num) + self._rng.random(num)) / num
         return self._tree.query(strata * self._tree.total)
+
+    def _converted(self, masses: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
+        if alpha == self._alpha:
+            return masses
+        if alpha == 0.0:
+            return np.full(len(masses), (1.0 + _PRIORITY_EPSILON) ** self._alpha)
+        converted: NDArray[np.float64] = masses ** (self._alpha / alpha)
+        return converted
 
     def _mass(self, priority: NDArray[np.float32]) -> NDArray[np.float64]:
         return (priority.astype(np.float64) + _PRIORITY_EPSILON) ** self._alpha

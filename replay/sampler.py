@@ -127,7 +127,7 @@ class ReplaySampler:
         self._rng = rng
         self._in_flight = in_flight
         self._batches_per_request = max(1, rows_per_request // batch_size)
-        self._counts = [ShardCounts(0, 0, 0.0, 0) for _ in shards]
+        self._counts = [ShardCounts(0, 0, 0.0, 0, 0, 0) for _ in shards]
         self._requests: deque[_Request] = deque()
         self._drawn: deque[list[SampleReply]] = deque()  # one list for each batch
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
@@ -152,7 +152,7 @@ class ReplaySampler:
 
     @property
     def episodes(self) -> int:
-        """Training games that ended, over all shards, as they last said."""
+        """Training games that ended in the shards' incarnations, as they last said."""
         return sum(counts.episodes for counts in self._counts)
 
     def fetch(self) -> Batch | None:

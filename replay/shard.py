@@ -6,10 +6,12 @@ import math
 from collections.abc import Sequence
 
 from common.metrics import PhaseTimer, merge
+from common.packing import PackingError
 from common.reports import ReplayReport
 from common.types import (
     AddReply,
     EpisodeRecord,
+    ObservationSpec,
     PhaseSeconds,
     PriorityUpdate,
     Push,
@@ -19,6 +21,7 @@ from common.types import (
 )
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
+from replay.state import ShardCounters, ShardState, SnapshotError
 
 
 class ReplayShard:
@@ -29,14 +32,32 @@ class ReplayShard:
     request. Not thread-safe: one Ray actor thread, or the serial scheduler, calls it.
     """
 
-    def __init__(self, *, replay: PrioritizedReplay, limiter: RateLimiter) -> None:
+    def __init__(
+        self,
+        *,
+        replay: PrioritizedReplay,
+        limiter: RateLimiter,
+        shards: int,
+        observation: ObservationSpec,
+    ) -> None:
+        """Prepare to answer.
+
+        Args:
+          replay: an empty replay.
+          limiter: the run's rate limiter.
+          shards: shards in the run.
+          observation: what the segments' frames are.
+        """
         self._replay = replay
         self._limiter = limiter
+        self._shards = shards
+        self._observation = observation
         self._run = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
         self._samples = 0
         self._stale = 0
         self._duplicates = 0
         self._refused = 0
+        self._refused_segments = 0
         self._lags: list[float] = []
         self._actors: set[int] = set()
         self._episodes: list[EpisodeRecord] = []
@@ -46,36 +67,43 @@ class ReplayShard:
 
     @property
     def inserted(self) -> int:
-        """Transitions ever inserted."""
+        """Transitions ever inserted, restored ones included."""
         return self._replay.storage.inserted
 
     @property
     def ended_episodes(self) -> int:
-        """Training games ever ended whose records came in."""
+        """Training games whose records came into this incarnation."""
         return self._ended_episodes
 
     def add(self, push: Push) -> AddReply:
         """Insert a push, or answer "not yet".
 
+        A corrupt segment is left out and counted: whoever sent it can do nothing about it.
+
         Raises:
-          PackingError: a segment is corrupt; those before it are in.
+          ValueError: a segment is larger than the shard; those before it are in.
         """
         with self._timer.phase("add"):
             inserts = self._replay.storage.inserted + self._run.inserts_elsewhere
             if not self._limiter.can_insert(inserts, self._run.samples, push.transitions):
                 self._refused += 1
                 return AddReply(accepted=False, duplicate_segments=0)
-            duplicates = 0
+            inserted = duplicates = 0
             for packed in push.segments:
-                added = self._replay.add(packed)
+                try:
+                    added = self._replay.add(packed)
+                except PackingError:
+                    self._refused_segments += 1
+                    continue
                 if added is None:
                     duplicates += 1
                 else:
+                    inserted += 1
                     self._actors.add(added.name.actor)
                     step = float(added.weights_version[:, 1].mean())
                     self._lags.append(self._run.learner_step - step)
             # A retry of a push that was stored brings its records again.
-            if duplicates < len(push.segments) or not push.segments:
+            if inserted or not duplicates:
                 self._episodes.extend(push.episodes)
                 self._ended_episodes += len(push.episodes)
                 self._actor_phases.append(push.phases)
@@ -109,14 +137,18 @@ class ReplayShard:
         """Return what happened since the last report; call it from one place only."""
         storage = self._replay.storage
         report = ReplayReport(
+            incarnation=storage.incarnation,
             transitions=len(storage),
             bytes=storage.num_bytes,
             inserts=storage.inserted,
+            accepted=storage.accepted,
             samples=self._samples,
             evicted=storage.evicted,
             stale_priority_updates=self._stale,
             duplicate_segments=self._duplicates,
             refused_pushes=self._refused,
+            refused_segments=self._refused_segments,
+            ended_episodes=self._ended_episodes,
             policy_lag_learner_steps=sum(self._lags) / len(self._lags) if self._lags else math.nan,
             actors=tuple(sorted(self._actors)),
             episodes=tuple(self._episodes),
@@ -126,6 +158,71 @@ class ReplayShard:
         self._lags, self._episodes, self._actor_phases = [], [], []
         self._actors = set()
         return report
+
+    def capture(self) -> ShardState:
+        """Return all that a snapshot has to hold.
+
+        Segments are shared, not copied: a million transitions take some milliseconds.
+        """
+        with self._timer.phase("capture"):
+            replay, storage = self._replay, self._replay.storage
+            segments, first_ids = storage.live_segments()
+            return ShardState(
+                shard=storage.shard,
+                shards=self._shards,
+                observation=self._observation,
+                incarnation=storage.incarnation,
+                alpha=replay.alpha,
+                inserted=storage.inserted,
+                segments=segments,
+                first_ids=first_ids,
+                masses=replay.masses(),
+                names=storage.names(),
+                rng=replay.rng_state,
+                counters=ShardCounters(
+                    samples=self._samples,
+                    stale_priority_updates=self._stale,
+                    duplicate_segments=self._duplicates,
+                    refused_pushes=self._refused,
+                    refused_segments=self._refused_segments,
+                ),
+            )
+
+    def restore(self, state: ShardState) -> None:
+        """Go on where an earlier incarnation stood.
+
+        What it held keeps its ids; new transitions get this incarnation's. So the ids of what was
+        inserted after the capture and lost are never issued again, and priorities for them are
+        stale. With less room than there was, the newest segments are kept. For another priority
+        exponent see PrioritizedReplay.restore.
+
+        Raises:
+          ValueError: this shard is not empty.
+          SnapshotError: the state is another shard's, of a run with other shards or observations,
+            of an incarnation not before this one, or unsound. Nothing was changed.
+        """
+        storage = self._replay.storage
+        for what, own, theirs in (
+            ("`replay.shards`", self._shards, state.shards),
+            ("shard", storage.shard, state.shard),
+            ("observations", tuple(self._observation), tuple(state.observation)),
+        ):
+            if own != theirs:
+                raise SnapshotError(f"Expect a snapshot of {what} {own}, actually: {theirs}")
+        if state.incarnation >= storage.incarnation:
+            raise SnapshotError(
+                f"Expect a snapshot of an incarnation before {storage.incarnation}, actually: "
+                f"{state.incarnation}; ids would be issued twice"
+            )
+        try:
+            self._replay.restore(state)
+        except PackingError as error:
+            raise SnapshotError(str(error)) from error
+        self._samples = state.counters.samples
+        self._stale = state.counters.stale_priority_updates
+        self._duplicates = state.counters.duplicate_segments
+        self._refused = state.counters.refused_pushes
+        self._refused_segments = state.counters.refused_segments
 
     def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
         return counts._replace(episodes=self._ended_episodes)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.packing import check_segment, unpack_segment
-from common.types import SegmentName
+from common.types import Segment, SegmentName
+from replay.state import SnapshotError
 
 # An insertion id, from below the sign bit on: 7 bits of shard, 16 of the shard's incarnation, 40 of
 # the position in the shard's stream.
@@ -45,11 +47,17 @@ def shard_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
     return ids >> (_POSITION_BITS + _INCARNATION_BITS)
 
 
+def position_of(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return int64[B], each id's position in its shard's stream."""
+    return ids & _POSITION_MASK
+
+
 class StoredSegment(NamedTuple):
     """One live segment.
 
     Fields:
       packed: the bytes that came in.
+      first_id: insertion id of its first transition; the rest follow.
       blocks: the part of them that holds the lz4 blocks.
       block_bounds: [blocks + 1], offsets of the blocks' bounds in `blocks`, from 0 to their end.
       block_frames: [blocks], frames in each block.
@@ -57,6 +65,7 @@ class StoredSegment(NamedTuple):
     """
 
     packed: bytes
+    first_id: int
     blocks: memoryview
     block_bounds: list[int]
     block_frames: list[int]
@@ -86,7 +95,8 @@ class SegmentStorage:
 
     Whole segments leave, oldest first (FIFO). A transition's slot is its position in the stream
     modulo the capacity; its id is its position with the shard's index and incarnation in front, so
-    an id is never reused and a stale one is recognised. Not thread-safe.
+    an id is never reused and a stale one is recognised. What was restored keeps the ids of the
+    incarnation that inserted it; positions go on where it ended. Not thread-safe.
     """
 
     def __init__(
@@ -110,6 +120,8 @@ class SegmentStorage:
             raise ValueError(f"Expect `incarnation` from 0 to {most}, actually: {incarnation}")
         self._capacity = capacity
         self._max_bytes = max_bytes
+        self._shard = shard
+        self._incarnation = incarnation
         self._prefix = (shard << (_POSITION_BITS + _INCARNATION_BITS)) | (
             incarnation << _POSITION_BITS
         )
@@ -121,11 +133,22 @@ class SegmentStorage:
         self._next_segment = 0
         self._first = 0  # position of the oldest live transition
         self._next = 0  # position of the next one
+        self._restored = 0  # where this incarnation began
         self._bytes = 0
 
     def __len__(self) -> int:
         """Live transitions."""
         return self._next - self._first
+
+    @property
+    def shard(self) -> int:
+        """Index of this shard in the run."""
+        return self._shard
+
+    @property
+    def incarnation(self) -> int:
+        """How many times this shard was started before."""
+        return self._incarnation
 
     @property
     def num_bytes(self) -> int:
@@ -134,8 +157,13 @@ class SegmentStorage:
 
     @property
     def inserted(self) -> int:
-        """Transitions ever inserted."""
+        """Transitions ever inserted, those of earlier incarnations included if restored."""
         return self._next
+
+    @property
+    def accepted(self) -> int:
+        """Transitions inserted by this incarnation."""
+        return self._next - self._restored
 
     @property
     def evicted(self) -> int:
@@ -156,8 +184,7 @@ class SegmentStorage:
           PackingError: `packed` is not a sound segment; nothing was changed.
           ValueError: the segment alone is larger than the storage.
         """
-        segment = unpack_segment(packed)
-        check_segment(segment, self._stack)
+        segment = self._checked(packed)
         if self.knows(segment.name):
             return None
         count = segment.num_transitions
@@ -167,39 +194,70 @@ class SegmentStorage:
                 f"actually: {count} and {len(packed)}"
             )
         evicted = self._make_room(count, len(packed))
-        positions = np.arange(self._next, self._next + count)
-        slots = positions % self._capacity
-        first_frame = segment.newest_tm1 - segment.depth_tm1.astype(np.int32) + 1
-        first_block = first_frame // segment.frames_per_block
-        offset = first_block * segment.frames_per_block
-        rows = np.empty(count, ROW)
-        rows["id"] = positions | self._prefix
-        rows["segment"] = self._next_segment
-        rows["a_tm1"] = segment.a_tm1
-        rows["r_t"] = segment.r_t
-        rows["discount_t"] = segment.discount_t
-        rows["first_block"] = first_block
-        rows["num_blocks"] = segment.newest_t // segment.frames_per_block - first_block + 1
-        rows["newest_tm1"] = segment.newest_tm1 - offset
-        rows["newest_t"] = segment.newest_t - offset
-        rows["depth_tm1"] = segment.depth_tm1
-        rows["depth_t"] = segment.depth_t
-        self._rows[slots] = rows
-        self._segments[self._next_segment] = StoredSegment(
-            packed=packed,
-            blocks=segment.blocks.data,
-            block_bounds=[0, *segment.block_ends.tolist()],
-            block_frames=_block_frames(segment.num_frames, segment.frames_per_block),
-            num_transitions=count,
-        )
-        self._order.append(self._next_segment)
-        self._next_segment += 1
-        self._next += count
-        self._bytes += len(packed)
+        slots = self._append(packed, segment, self._prefix | self._next)
         self._names[segment.name] = None
         if len(self._names) > _REMEMBERED_NAMES:
             self._names.popitem(last=False)
         return Added(segment.name, slots, segment.priority, segment.weights_version, evicted)
+
+    def live_segments(self) -> tuple[tuple[bytes, ...], NDArray[np.int64]]:
+        """Return (packed, int64[S] id of the first transition) of the live segments, oldest first.
+
+        Costs a few milliseconds for 20,000 segments: the bytes are shared.
+        """
+        live = self._segments.values()  # in order of insertion, which is theirs
+        first_ids = np.fromiter((segment.first_id for segment in live), np.int64, len(live))
+        return tuple(segment.packed for segment in live), first_ids
+
+    def names(self) -> tuple[SegmentName, ...]:
+        """Return the segments lately inserted, oldest first; see `knows`."""
+        return tuple(self._names)
+
+    def restore(
+        self,
+        segments: Sequence[bytes],
+        first_ids: NDArray[np.int64],
+        inserted: int,
+        names: Sequence[SegmentName],
+    ) -> None:
+        """Take in what another incarnation held: as many of the newest segments as there is room.
+
+        They come in as pushes do, checked, and keep their ids.
+
+        Args:
+          segments: S packed segments, oldest first.
+          first_ids: int64[S], id of each one's first transition.
+          inserted: position of the next transition.
+          names: segments that were inserted lately.
+
+        Raises:
+          ValueError: this storage has held something.
+          SnapshotError: the ids are not this shard's, or do not follow each other.
+          PackingError: a segment is not sound. In every case nothing was changed.
+        """
+        if self._next or self._names:
+            raise ValueError(f"Expect an empty storage to restore into, actually: {self._next}")
+        positions = position_of(first_ids)
+        counts = np.diff(positions, append=inserted)
+        if np.any(counts < 1) or inserted < 0 or np.any(shard_of(first_ids) != self._shard):
+            raise SnapshotError(f"Expect ids of shard {self._shard} that follow each other")
+        sizes = np.array([len(packed) for packed in segments], np.int64)
+        fits = (inserted - positions <= self._capacity) & (
+            np.cumsum(sizes[::-1])[::-1] <= self._max_bytes
+        )
+        skip = len(segments) - int(np.count_nonzero(fits))  # they fit from some segment on
+        kept = [(packed, self._checked(packed)) for packed in segments[skip:]]
+        for (_, segment), count in zip(kept, counts[skip:].tolist(), strict=True):
+            if segment.num_transitions != count:
+                raise SnapshotError(
+                    f"Expect {count} transitions in segment {tuple(segment.name)}, actually: "
+                    f"{segment.num_transitions}"
+                )
+        self._first = self._next = int(positions[skip]) if kept else inserted
+        for (packed, segment), first_id in zip(kept, first_ids[skip:].tolist(), strict=True):
+            self._append(packed, segment, first_id)
+        self._restored = inserted
+        self._names = OrderedDict.fromkeys(names[-_REMEMBERED_NAMES:])
 
     def clear(self) -> NDArray[np.int64]:
         """Evict everything and return the slots emptied; positions and names stay used up."""
@@ -219,7 +277,7 @@ class SegmentStorage:
 
     def live_slots(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Return (slots int64[B], live bool[B]) of ids; a slot is meaningless where not live."""
-        positions = ids & _POSITION_MASK
+        positions = position_of(ids)
         slots = positions % self._capacity
         live = (positions >= self._first) & (positions < self._next)
         return slots, live & (self._rows["id"][slots] == ids)
@@ -234,9 +292,54 @@ class SegmentStorage:
         assert self._bytes <= self._max_bytes, f"{self._bytes} bytes > {self._max_bytes}"
         live = np.arange(self._first, self._next)
         rows = self._rows[live % self._capacity]
-        assert np.array_equal(rows["id"], live | self._prefix), "ids do not follow positions"
-        numbers = np.repeat(np.array(self._order, np.int64), [s.num_transitions for s in segments])
+        counts = np.array([s.num_transitions for s in segments], np.int64)
+        first_ids = np.array([s.first_id for s in segments], np.int64)
+        starts = self._first + np.cumsum(counts) - counts
+        assert np.array_equal(position_of(first_ids), starts), "segments do not follow each other"
+        assert np.all(shard_of(first_ids) == self._shard), "a segment of another shard"
+        ids = np.repeat(first_ids - starts, counts) + live
+        assert np.array_equal(rows["id"], ids), "ids do not follow positions"
+        numbers = np.repeat(np.array(self._order, np.int64), counts)
         assert np.array_equal(rows["segment"], numbers), "a live row lacks its segment"
+
+    def _checked(self, packed: bytes) -> Segment:
+        segment = unpack_segment(packed)
+        check_segment(segment, self._stack)
+        return segment
+
+    def _append(self, packed: bytes, segment: Segment, first_id: int) -> NDArray[np.int64]:
+        """Put a segment behind the newest, where there is room, and return its slots."""
+        count = segment.num_transitions
+        slots = np.arange(self._next, self._next + count) % self._capacity
+        first_frame = segment.newest_tm1 - segment.depth_tm1.astype(np.int32) + 1
+        first_block = first_frame // segment.frames_per_block
+        offset = first_block * segment.frames_per_block
+        rows = np.empty(count, ROW)
+        rows["id"] = first_id + np.arange(count)
+        rows["segment"] = self._next_segment
+        rows["a_tm1"] = segment.a_tm1
+        rows["r_t"] = segment.r_t
+        rows["discount_t"] = segment.discount_t
+        rows["first_block"] = first_block
+        rows["num_blocks"] = segment.newest_t // segment.frames_per_block - first_block + 1
+        rows["newest_tm1"] = segment.newest_tm1 - offset
+        rows["newest_t"] = segment.newest_t - offset
+        rows["depth_tm1"] = segment.depth_tm1
+        rows["depth_t"] = segment.depth_t
+        self._rows[slots] = rows
+        self._segments[self._next_segment] = StoredSegment(
+            packed=packed,
+            first_id=first_id,
+            blocks=segment.blocks.data,
+            block_bounds=[0, *segment.block_ends.tolist()],
+            block_frames=_block_frames(segment.num_frames, segment.frames_per_block),
+            num_transitions=count,
+        )
+        self._order.append(self._next_segment)
+        self._next_segment += 1
+        self._next += count
+        self._bytes += len(packed)
+        return slots
 
     def _make_room(self, transitions: int, num_bytes: int) -> NDArray[np.int64]:
         first = self._first
