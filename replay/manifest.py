@@ -93,12 +93,11 @@ def pack_manifest(manifest: Manifest) -> Iterator[bytes | memoryview]:
         "runs": [[*run.chunk, run.offset, run.num_segments] for run in manifest.runs],
     }
     text = json.dumps(plain).encode()
+    parts: list[bytes | memoryview] = [_HEADER.pack(_MAGIC, _FORMAT, len(text)), text]
+    for name, dtype in _ARRAYS:
+        parts.append(np.ascontiguousarray(arrays[name], dtype).view(np.uint8).data)
     checksum = 0
-    for part in (
-        _HEADER.pack(_MAGIC, _FORMAT, len(text)),
-        text,
-        *(np.ascontiguousarray(arrays[name], dtype).data for name, dtype in _ARRAYS),
-    ):
+    for part in parts:
         checksum = zlib.crc32(part, checksum)
         yield part
     yield _CHECKSUM.pack(checksum)

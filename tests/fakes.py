@@ -290,9 +290,20 @@ def make_replay(
     )
 
 
-def make_shard(*, limiter: RateLimiter = NO_LIMIT, **replay: Any) -> ReplayShard:
+def make_shard(
+    *,
+    limiter: RateLimiter = NO_LIMIT,
+    shards: int = 1,
+    observation: ObservationSpec = SPEC,
+    **replay: Any,
+) -> ReplayShard:
     """Return an empty shard; `replay` goes to `make_replay`."""
-    return ReplayShard(replay=make_replay(**replay), limiter=limiter)
+    return ReplayShard(
+        replay=make_replay(stack=observation.stack, **replay),
+        limiter=limiter,
+        shards=shards,
+        observation=observation,
+    )
 
 
 class LatePending:

@@ -19,7 +19,6 @@ from shard_contract import CONFIG, ENVIRONMENT, START, Connect, ShardHandleContr
 
 from actors.worker import WeightsPoller
 from common.config import Config
-from common.packing import PackingError
 from common.source import source_hash
 from common.types import Batch, EnvironmentSpec, PriorityUpdate, Segment, Weights, WeightsVersion
 from learner.weight_store import WeightStore
@@ -163,11 +162,10 @@ def test_writer_offers_a_refused_push_again_and_it_is_inserted_once(connect: Con
 # --- what goes wrong ------------------------------------------------------------------------------
 
 
-def test_a_corrupt_push_raises_in_the_writer(connect: Connect) -> None:
+def test_a_push_that_does_not_fit_raises_in_the_writer(connect: Connect) -> None:
     handle = connect(CONFIG, ENVIRONMENT, 0, 0)
-    push = make_push(make_segment())
-    pending = handle.add(handle.prepare(push._replace(segments=(b"rubbish",))))
-    with pytest.raises(PackingError):
+    pending = handle.add(handle.prepare(make_push(make_segment(transitions=41))))
+    with pytest.raises(ValueError, match="Expect a segment of <= 40 transitions"):
         pending.result()
 
 

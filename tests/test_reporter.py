@@ -54,14 +54,18 @@ def phases(**seconds: float) -> PhaseSeconds:
 
 def shard_report(**changes: Any) -> ReplayReport:
     report = ReplayReport(
+        incarnation=0,
         transitions=0,
         bytes=0,
         inserts=0,
+        accepted=0,
         samples=0,
         evicted=0,
         stale_priority_updates=0,
         duplicate_segments=0,
         refused_pushes=0,
+        refused_segments=0,
+        ended_episodes=0,
         policy_lag_learner_steps=math.nan,
         actors=(),
         episodes=(),

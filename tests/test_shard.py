@@ -7,8 +7,15 @@ import pytest
 from fakes import LatePending, LateShard, make_push, make_segment, make_shard
 from shard_contract import CONFIG, START, Connect, ShardHandleContract, connect_local
 
-from common.packing import PackingError
-from common.types import EpisodeRecord, PhaseSeconds, PriorityUpdate, RunCounts
+from common.packing import pack_segment
+from common.types import (
+    EpisodeRecord,
+    PhaseSeconds,
+    PriorityUpdate,
+    RunCounts,
+    Segment,
+    SegmentName,
+)
 from replay.assembly import make_limiter
 from replay.handles import Done
 from replay.rate_limiter import RateLimiter
@@ -85,15 +92,16 @@ def test_limiter_of_the_configuration_is_used() -> None:
 
 
 def test_report_counts_everything_since_the_start() -> None:
-    shard = make_shard(capacity=12)
+    shard = make_shard(capacity=12, incarnation=3)
     for sequence in (0, 1, 1, 2):
         shard.add(make_push(make_segment(sequence=sequence)))
     shard.sample((7,), START)
     shard.sample((2,), START)
-    shard.update_priorities(PriorityUpdate(np.array([0, 14]), np.ones(2, np.float32)))
+    shard.update_priorities(PriorityUpdate(np.array([0, 14]) + 3 * 2**40, np.ones(2, np.float32)))
     for _ in range(2):
         report = shard.report()
         assert (report.transitions, report.inserts, report.evicted) == (10, 15, 5)
+        assert (report.incarnation, report.accepted) == (3, 15)
         assert report.samples == 7 + 2
         assert report.stale_priority_updates == 1
         assert report.duplicate_segments == 1
@@ -128,7 +136,7 @@ def test_ended_games_are_counted_once_and_ride_on_every_reply_to_the_learner() -
     refused = make_push(make_segment(sequence=1), episodes=(EPISODE,))
     assert not shard.add(refused).accepted
     assert shard.add(make_push(episodes=(EPISODE,))).accepted
-    shard.report()
+    assert shard.report().ended_episodes == shard.report().ended_episodes == 3
     assert shard.ended_episodes == 3
     assert shard.counts(START).episodes == shard.sample((2,), START)[0].counts.episodes == 3
     shard.counts(START._replace(samples=20))
@@ -171,13 +179,55 @@ def test_phases_name_what_the_shard_did() -> None:
     assert {name for name, _ in shard.report().phases.phases} == {"add", "sample", "update"}
 
 
-def test_segments_before_a_corrupt_one_are_in_and_the_retry_adds_the_rest() -> None:
-    shard = make_shard()
+def broken(packed: bytes) -> bytes:
+    return bytes([packed[0] ^ 1]) + packed[1:]
+
+
+@pytest.mark.parametrize(
+    "senseless",
+    [
+        make_segment(sequence=1, priority=[1, 1, np.nan, 1, 1]),
+        make_segment(sequence=1, priority=[1, 1, np.inf, 1, 1]),
+        make_segment(sequence=1)._replace(r_t=np.array([0, np.nan, 0, 0, 0], np.float32)),
+        make_segment(sequence=1)._replace(r_t=np.array([0, np.inf, 0, 0, 0], np.float32)),
+        None,
+    ],
+    ids=["priority nan", "priority inf", "return nan", "return inf", "changed byte"],
+)
+def test_trap_corrupt_segment_is_refused_and_counted_and_the_others_are_in(
+    senseless: Segment | None,
+) -> None:
+    shard = make_shard(alpha=1.0)
     sound = make_push(*(make_segment(sequence=s) for s in range(3)), episodes=(EPISODE,))
-    broken = bytes([sound.segments[1][0] ^ 1]) + sound.segments[1][1:]
-    with pytest.raises(PackingError, match="Expect a segment of format"):
-        shard.add(sound._replace(segments=(sound.segments[0], broken, sound.segments[2])))
+    bad = broken(sound.segments[1]) if senseless is None else pack_segment(senseless)
+    push = sound._replace(segments=(sound.segments[0], bad, sound.segments[2]))
+    assert shard.add(push) == (True, 0)
+    shard._replay.check_valid()
+    report = shard.report()
+    assert (report.refused_segments, report.refused_pushes) == (1, 0)
+    assert (report.inserts, report.accepted, report.transitions) == (10, 10, 10)
+    assert report.episodes == (EPISODE,)
+    known = [shard._replay.storage.knows(SegmentName(0, 0, s)) for s in range(3)]
+    assert known == [True, False, True]
+    assert shard.add(push) == (True, 2)  # a retry: nothing comes in, no game is booked again
+    report = shard.report()
+    assert (report.inserts, report.refused_segments, report.episodes) == (10, 2, ())
+
+
+def test_games_of_a_push_that_is_corrupt_throughout_are_booked() -> None:
+    shard = make_shard()
+    push = make_push(make_segment(), episodes=(EPISODE,))
+    assert shard.add(push._replace(segments=(broken(push.segments[0]),))) == (True, 0)
+    report = shard.report()
+    assert (report.inserts, report.refused_segments, report.ended_episodes) == (0, 1, 1)
+
+
+def test_segment_larger_than_the_shard_is_an_error_and_the_retry_adds_the_rest() -> None:
+    shard = make_shard(capacity=6)
+    push = make_push(make_segment(sequence=0), make_segment(sequence=1, transitions=7))
+    with pytest.raises(ValueError, match="Expect a segment of <= 6 transitions"):
+        shard.add(push)
     assert shard.inserted == 5
-    assert shard.add(sound) == (True, 1)
-    assert shard.inserted == 15
+    rest = make_push(make_segment(sequence=0), make_segment(sequence=1), episodes=(EPISODE,))
+    assert shard.add(rest) == (True, 1)
     assert shard.report().episodes == (EPISODE,)

@@ -305,3 +305,31 @@ def test_value_beyond_the_capacity_is_found_out() -> None:
     tree._nodes[[7, 3, 1]] += 0.5
     with pytest.raises(AssertionError, match="slot 3 beyond the capacity of 3 must be 0"):
         tree.check_valid()
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("capacity", [1, 5, 8, 100])
+def test_run_is_the_same_as_get_and_goes_round_the_end(capacity: int) -> None:
+    tree = tree_of(*(np.arange(capacity) + 1.0))
+    for first in range(capacity):
+        for num in (0, 1, capacity // 2, capacity):
+            expected = tree.get((first + np.arange(num)) % capacity)
+            np.testing.assert_array_equal(tree.run(first, num), expected)
+
+
+def test_run_is_a_copy() -> None:
+    tree = tree_of(1.0, 2.0)
+    tree.run(0, 2)[:] = 7.0
+    assert tree.get(ints(0, 1)).tolist() == [1.0, 2.0]
+
+
+def test_run_out_of_range_is_refused() -> None:
+    tree = tree_of(1.0, 2.0)
+    for first in (-1, 2):
+        with pytest.raises(ValueError, match=rf"Expect `first` in \[0, 2\), actually: {first}"):
+            tree.run(first, 1)
+    for num in (-1, 3):
+        with pytest.raises(ValueError, match=f"Expect `num` from 0 to 2, actually: {num}"):
+            tree.run(0, num)

@@ -16,7 +16,7 @@ from fakes import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.packing import PackingError, unpack_segment
+from common.packing import unpack_segment
 from common.types import EpisodeRecord, PhaseSeconds, Push, RunCounts, Segment
 from replay.handles import LocalShard
 from replay.rate_limiter import RateLimiter
@@ -188,15 +188,11 @@ def test_one_stubborn_shard_does_not_hold_up_the_others() -> None:
 
 
 def test_dead_shard_is_an_error_and_not_a_silence() -> None:
-    wire = LateShard(make_shard())
+    wire = LateShard(make_shard(capacity=4))
     writer, _ = make_writer([wire])
     push(writer, 0)
-    ((method, (sent,)),) = [call for call in wire.calls if call[0] == "add"]
-    assert method == "add"
-    broken = sent._replace(segments=(sent.segments[0][:-1],))
-    wire._queue[0] = (wire._queue[0][0], "add", (broken,))
     wire.deliver()
-    with pytest.raises(PackingError, match="its bytes were changed"):
+    with pytest.raises(ValueError, match="Expect a segment of <= 4 transitions"):
         writer.has_room()
 
 
