@@ -254,11 +254,13 @@ def test_check_valid_finds_what_is_wrong() -> None:
     storage._rows["id"][added.slots[2]] = 9
     with pytest.raises(AssertionError, match="ids do not follow positions"):
         storage.check_valid()
-    number, stored = next(iter(storage._segments.items()))
     for first_id, match in ((7, "do not follow each other"), (2**56, "of another shard")):
-        storage._segments[number] = stored._replace(first_id=first_id)
+        storage._first_ids[0] = first_id
         with pytest.raises(AssertionError, match=match):
             storage.check_valid()
+    storage._packed[0] = b""
+    with pytest.raises(AssertionError, match="other bytes would be saved"):
+        storage.check_valid()
     storage._next += 1
     with pytest.raises(AssertionError, match="transitions do not add up"):
         storage.check_valid()
