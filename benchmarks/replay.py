@@ -1,12 +1,15 @@
-"""Replay through Ray: inserts, prioritised samples up to decoded frames, and memory."""
+"""Replay through Ray: inserts, prioritised samples up to decoded frames, memory; and snapshots."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import tempfile
 import time
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -24,6 +27,8 @@ from replay.client import RayShard
 from replay.handles import LocalShard, Pending, ShardHandle
 from replay.sampler import ROWS_PER_CALL, ReplaySampler
 from replay.server import ReplayServer
+from replay.shard import ReplayShard
+from replay.snapshot import SnapshotFolder
 
 _BATCH = 512
 _SEGMENTS_PER_PUSH = 8
@@ -99,7 +104,41 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
             "most allowed; two naive stacks would take 56,448",
             settings | {"what": "growth of the process's own memory (USS) from empty to full"},
         ),
+        _snapshot_row(local, settings),
     ]
+
+
+def _snapshot_row(shard: ReplayShard, settings: dict[str, Any]) -> Row:
+    state = shard.capture()
+    transitions = len(state.masses)
+
+    def save(folder: Path) -> float:
+        return transitions / SnapshotFolder(folder, keep=1).write(state).seconds
+
+    def write_raw(folder: Path) -> float:
+        started_s = time.perf_counter()
+        with (folder / "raw").open("wb") as file:
+            file.writelines(state.segments)
+            file.flush()
+            os.fsync(file.fileno())
+        return transitions / (time.perf_counter() - started_s)
+
+    def in_new_folder(measure: Callable[[Path], float]) -> float:
+        # Beside the recordings: /tmp may lie in memory.
+        with tempfile.TemporaryDirectory(dir=Path(__file__).parent) as folder:
+            return measure(Path(folder))
+
+    medians, _ = alternate(
+        3, ours=lambda: in_new_folder(save), floor=lambda: in_new_folder(write_raw)
+    )
+    return row(
+        "replay_snapshot",
+        medians["ours"],
+        "transitions/s",
+        medians["floor"],
+        "the segments' bytes in one file, with one fsync and no checksum",
+        settings | {"segment_bytes": sum(len(packed) for packed in state.segments)},
+    )
 
 
 def _own_bytes(process_id: int) -> int:
