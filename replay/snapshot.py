@@ -132,7 +132,8 @@ class SnapshotFolder:
 
         Raises:
           OSError: the disk is full, gone or read-only. What was begun is removed if possible, the
-            earlier snapshots are as they were, and the next call tries again.
+            earlier snapshots are as they were, and the next call tries again. Should only deleting
+            old files fail, the new snapshot is there.
         """
         started_s = time.perf_counter()
         self._prepare()
