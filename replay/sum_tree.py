@@ -77,7 +77,7 @@ class SumTree:
     def run(self, first: int, num: int) -> NDArray[np.float64]:
         """Return float64[num], the values of `num` neighbours from slot `first` on, as a copy.
 
-        After the last slot comes slot 0. Costs a tenth of `get`: a million take 2 milliseconds.
+        After the last slot comes slot 0. A million take 0.2 milliseconds; with `get`, 9.
 
         Raises:
           ValueError: `first` is out of range, or there are fewer slots than `num`.
