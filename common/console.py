@@ -234,7 +234,8 @@ class Console:
     On a terminal the status is one block that stays at the bottom, and whatever else the process
     prints appears above it. Elsewhere it is a line, at most every PLAIN_PERIOD_S. Losing the output
     (a pager that was quit, a `tee` that took the same Ctrl-C) never ends a run: from then on there
-    is the log alone.
+    is the log alone. Nor does a log that cannot be written (a full disk): one line says so, and
+    what comes until it can is on the screen alone.
 
     Any thread may call it, a signal handler too.
     """
@@ -264,6 +265,7 @@ class Console:
         self._plain_is_current = True
         self._log_is_current = True
         self._stream_is_lost = False
+        self._unlogged_lines = 0
         # Reentrant: a signal handler may note in the middle of an update.
         self._lock = threading.RLock()
         atexit.register(self.close)
@@ -371,8 +373,33 @@ class Console:
         if self._log_file is None:
             return
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        with self._log_file.open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} {text}\n")
+        missing = ""
+        if self._unlogged_lines:
+            missing = f"{stamp} ({self._unlogged_lines} entries before this could not be written)\n"
+        try:
+            _append(self._log_file, f"{missing}{stamp} {text}\n".encode())
+        except OSError as error:
+            self._unlogged_lines += 1
+            if self._unlogged_lines == 1:
+                self._print(
+                    f"{self._log_file}: cannot be written ({error.strerror or error}); until it "
+                    "can, what is said here is not logged"
+                )
+        else:
+            self._unlogged_lines = 0
+
+
+def _append(path: Path, data: bytes) -> None:
+    """Append all of `data`, or nothing of it where the disk refuses a part."""
+    with path.open("ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            while data:
+                data = data[file.write(data) :]
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def _point_at_null(stream: TextIO) -> None:

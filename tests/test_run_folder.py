@@ -98,7 +98,7 @@ def test_created_folder_is_a_run_with_everything_a_reader_needs(tmp_path: Path) 
     config = Config(seed=5)
     folder = RunFolder.for_new_run(path)
     folder.create(config, "pong", ["python", "launch.py", "--seed", "5"])
-    assert tree(path) == ["checkpoints", "config.yaml", "plots", "run.json", "videos"]
+    assert tree(path) == [".lock", "checkpoints", "config.yaml", "plots", "run.json", "videos"]
     found = RunFolder.of_run(path)
     assert found.checkpoints == path / "checkpoints"
     assert found.log == path / "log.txt"
