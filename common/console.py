@@ -375,7 +375,7 @@ class Console:
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         missing = ""
         if self._unlogged_lines:
-            missing = f"{stamp} ({self._unlogged_lines} entries before this could not be written)\n"
+            missing = f"{stamp} (could not be written before this: {self._unlogged_lines})\n"
         try:
             _append(self._log_file, f"{missing}{stamp} {text}\n".encode())
         except OSError as error:
