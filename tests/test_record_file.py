@@ -127,6 +127,23 @@ def test_half_a_record_that_could_not_be_taken_back_is_taken_back_later(
     file.close()
 
 
+def test_part_of_a_record_that_is_lost_since_is_taken_back(
+    files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    file = files.open(max_waiting_bytes=32)
+    file.append(b"9" * 30)
+    with files_no_longer_than(file.path.stat().st_size + 25), monkeypatch.context() as patch:
+        patch.setattr(os, "ftruncate", refuse)
+        file.flush()
+    append(file, range(1))  # shorter than what the file has of the other
+    file.close()
+    assert files.records() == [0]
+    assert file.lost_records == 1
+
+
 def test_oldest_of_too_many_waiting_records_are_lost_and_counted(files: Files) -> None:
     file = files.open(max_waiting_bytes=80)
     with files_no_longer_than(file.path.stat().st_size):

@@ -156,7 +156,8 @@ def test_last_report_of_a_run_that_ended_well_stands_beside_the_first_of_the_nex
             for at in frames:
                 writer.scalar("a", float(first + at), at)
     steps = [10, 20, 100, 101, 120, 200, 201, 210]
-    expected = {"a": list(zip(steps, [10, 20, 100, 200, 220, 300, 400, 410], strict=True))}
+    values = [10.0, 20.0, 100.0, 200.0, 220.0, 300.0, 400.0, 410.0]
+    expected = {"a": list(zip(steps, values, strict=True))}
     assert of_troop(tmp_path) == expected
     assert of_slow_reader(tmp_path) == expected
     assert of_fast_reader(tmp_path, expected) == expected
