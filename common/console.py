@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from common.log_file import LogFile
 
 # Seconds between two status lines where output is piped, and between two in `log.txt`.
 PLAIN_PERIOD_S = 10.0
@@ -254,7 +255,7 @@ class Console:
             # A path that ASCII cannot show ends no run.
             stream.reconfigure(errors="backslashreplace")
         self._stream = stream
-        self._log_file = log_file
+        self._log_file = None if log_file is None else LogFile(log_file)
         self._clock = clock
         self._screen = _Screen(file=stream, markup=False, highlight=False, emoji=False)
         self._is_live = stream.isatty() and self._screen.is_interactive
@@ -265,7 +266,6 @@ class Console:
         self._plain_is_current = True
         self._log_is_current = True
         self._stream_is_lost = False
-        self._unlogged_lines = 0
         # Reentrant: a signal handler may note in the middle of an update.
         self._lock = threading.RLock()
         atexit.register(self.close)
@@ -370,36 +370,8 @@ class Console:
             self._log(f"the output is gone ({error}); what comes is in this log alone")
 
     def _log(self, text: str) -> None:
-        if self._log_file is None:
-            return
-        stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        missing = ""
-        if self._unlogged_lines:
-            missing = f"{stamp} (could not be written before this: {self._unlogged_lines})\n"
-        try:
-            _append(self._log_file, f"{missing}{stamp} {text}\n".encode())
-        except OSError as error:
-            self._unlogged_lines += 1
-            if self._unlogged_lines == 1:
-                self._print(
-                    f"{self._log_file}: cannot be written ({error.strerror or error}); until it "
-                    "can, what is said here is not logged"
-                )
-        else:
-            self._unlogged_lines = 0
-
-
-def _append(path: Path, data: bytes) -> None:
-    """Append all of `data`, or nothing of it where the disk refuses a part."""
-    with path.open("ab", buffering=0) as file:
-        end = file.tell()
-        try:
-            while data:
-                data = data[file.write(data) :]
-        except OSError:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
+        if self._log_file is not None and (trouble := self._log_file.append(text)):
+            self._print(trouble)
 
 
 def _point_at_null(stream: TextIO) -> None:
