@@ -21,6 +21,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -120,10 +121,15 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.join_cluster(command.address)
         except ConnectionError as error:
             refuse([str(error)])
-    plan.folder.create(plan.config, plan.spec.name, ["python", "launch.py", *sys.argv[1:]])
     console = Console(stream=sys.stdout, log_file=plan.folder.log, clock=time.monotonic)
     reason, code = "failed", 1
-    reporter = make_reporter(plan, console)
+    try:
+        plan.folder.create(plan.config, plan.spec.name, ["python", "launch.py", *sys.argv[1:]])
+        reporter = make_reporter(plan, console)
+    except RunFolderError as error:  # another run was faster
+        refuse([str(error)])
+    except OSError as error:
+        refuse([f"{plan.folder.path}: cannot be written: {error.strerror or error}"])
     started_s = time.monotonic()
     interrupts = Interrupts()
     try:
@@ -163,13 +169,17 @@ def train(arguments: Sequence[str]) -> int:
             "last_eval_score": _number(progress.last_eval_score),
             "end_reason": reason,
         }
-        plan.folder.write_json("result.json", result)
+        try:
+            plan.folder.write_json("result.json", result)
+        except OSError as error:
+            console.note(f"result.json cannot be written: {error.strerror or error}")
         reporter.close()
         console.close()  # the last status; notes may follow
         console.note(f"{reason}: {result}")
         if code and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
         ray.shutdown()
+        plan.folder.unlock()
     return code
 
 
@@ -200,14 +210,16 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         )
     counters = dict.fromkeys(("agent_steps", "episodes", "learner_step", "samples"), 0)
     counters["incarnation"] = -1
-    resume_from = ""
+    resume_from, skipped = "", list[str]()
     try:
         if command.resume is not None:
             folder = RunFolder.of_run(command.resume)
-            newest = CheckpointFolder(folder.checkpoints, config.checkpoint.keep).newest()
-            if newest is None:
+            folder.expect_unused()
+            sound = CheckpointFolder(folder.checkpoints, config.checkpoint.keep).newest_sound()
+            if sound is None:
                 raise RunFolderError(f"{command.resume}: has no checkpoint to resume from")
-            resume_from, counters = str(newest), load_checkpoint(newest)["counters"]
+            resume_from, skipped = str(sound.path), sound.skipped
+            counters = load_checkpoint(sound.path)["counters"]
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
@@ -234,6 +246,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         folder=folder,
         max_bytes=config.replay.max_bytes or memory_bytes // 2,
         resume_from=resume_from,
+        skipped=skipped,
         agent_steps_before=counters["agent_steps"],
         episodes_before=counters["episodes"],
         learner_steps_before=counters["learner_step"],
@@ -283,6 +296,8 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
             "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
         )
         console.note(f"no GPU: learning on the CPU{hint}")
+    for line in plan.skipped:
+        console.note(f"skipped a damaged checkpoint: {line}")
     if plan.resume_from:
         console.note(
             f"resuming from {plan.resume_from}; replay is empty, so learning waits until it holds "
@@ -303,7 +318,8 @@ class BestWeights:
         self._path = plan.folder.checkpoints / "best.pt"
         self._score = -math.inf
         if plan.resume_from and self._path.exists():
-            self._score = load_checkpoint(self._path)["score"]
+            with suppress(CheckpointError):  # damaged: the next evaluation replaces it
+                self._score = load_checkpoint(self._path)["score"]
 
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
         """Save the weights that played, unless others scored better."""

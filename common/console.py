@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import datetime
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +22,8 @@ from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from common.log_file import LogFile
 
 # Seconds between two status lines where output is piped, and between two in `log.txt`.
 PLAIN_PERIOD_S = 10.0
@@ -234,7 +235,8 @@ class Console:
     On a terminal the status is one block that stays at the bottom, and whatever else the process
     prints appears above it. Elsewhere it is a line, at most every PLAIN_PERIOD_S. Losing the output
     (a pager that was quit, a `tee` that took the same Ctrl-C) never ends a run: from then on there
-    is the log alone.
+    is the log alone. Nor does a log that cannot be written (a full disk): one line says so, and
+    what comes until it can is on the screen alone.
 
     Any thread may call it, a signal handler too.
     """
@@ -253,7 +255,7 @@ class Console:
             # A path that ASCII cannot show ends no run.
             stream.reconfigure(errors="backslashreplace")
         self._stream = stream
-        self._log_file = log_file
+        self._log_file = None if log_file is None else LogFile(log_file)
         self._clock = clock
         self._screen = _Screen(file=stream, markup=False, highlight=False, emoji=False)
         self._is_live = stream.isatty() and self._screen.is_interactive
@@ -368,11 +370,8 @@ class Console:
             self._log(f"the output is gone ({error}); what comes is in this log alone")
 
     def _log(self, text: str) -> None:
-        if self._log_file is None:
-            return
-        stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-        with self._log_file.open("a", encoding="utf-8") as file:
-            file.write(f"{stamp} {text}\n")
+        if self._log_file is not None and (trouble := self._log_file.append(text)):
+            self._print(trouble)
 
 
 def _point_at_null(stream: TextIO) -> None:

@@ -27,6 +27,7 @@ class Plan:
       folder: the run's folder.
       max_bytes: most bytes of replay over all shards.
       resume_from: path of the checkpoint to go on from, "" for a new run.
+      skipped: one line for each newer checkpoint that is damaged.
       agent_steps_before: agent steps accepted before this start of the run.
       episodes_before: training games that ended before it.
       learner_steps_before: gradient updates done before it.
@@ -39,6 +40,7 @@ class Plan:
     folder: RunFolder
     max_bytes: int
     resume_from: str
+    skipped: list[str]
     agent_steps_before: int
     episodes_before: int
     learner_steps_before: int

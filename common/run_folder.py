@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
+import socket
 import subprocess
 import time
+import weakref
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from common.config import Config
 from common.config_file import save_file
 from common.source import ROOT, VERSIONS, source_hash
 
+_LOCK = ".lock"
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 # Of the second and of the first version of Linux's control groups.
 _CONTAINER_LIMITS = (
@@ -31,11 +36,12 @@ class RunFolder:
     """Paths inside a run's folder.
 
     `config.yaml`, `run.json`, TensorBoard events, `checkpoints/`, `videos/`, `plots/`, `log.txt`,
-    `result.json`.
+    `result.json`; and `.lock`, which the process that trains holds.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._unlock: weakref.finalize[..., RunFolder] | None = None
 
     @property
     def config_file(self) -> Path:
@@ -75,7 +81,7 @@ class RunFolder:
                 raise RunFolderError(
                     f"--run-dir {path}: holds a run; go on with --resume {path}, or name another"
                 )
-            if any(path.iterdir()):
+            if any(entry.name != _LOCK for entry in path.iterdir()):  # of a start that failed
                 raise RunFolderError(
                     f"--run-dir {path}: holds files but is not a run; must be a new or empty folder"
                 )
@@ -102,18 +108,91 @@ class RunFolder:
         return cls(path)
 
     def create(self, config: Config, game: str, command: list[str]) -> None:
-        """Make the folder and say what the run is; `run.json`, which makes it a run, comes last."""
+        """Make the folder and say what the run is; `run.json`, which makes it a run, comes last.
+
+        Raises:
+          RunFolderError: another process trains in it.
+          OSError: it cannot be made or written.
+        """
         about = {"game": game, "command": command, **facts()}
-        for folder in (self.path, self.checkpoints, self.path / "videos", self.path / "plots"):
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        for folder in (self.checkpoints, self.path / "videos", self.path / "plots"):
             folder.mkdir(parents=True, exist_ok=True)
         save_file(config, self.config_file)
         self.write_json("run.json", about)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file whole or not at all."""
+        """Write a JSON file whole or not at all.
+
+        Raises:
+          OSError: it cannot be written; an older one is still there.
+        """
         temporary = self.path / f".{name}.tmp"
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(temporary, self.path / name)
+        try:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            os.replace(temporary, self.path / name)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+
+    def lock(self) -> None:
+        """Keep other processes from training in this folder while this object lives.
+
+        The kernel lets go of the lock when the process ends, however it ends; a program that the
+        process starts does not inherit it. Holding it already is fine. A file system that has no
+        locks refuses nobody.
+
+        Raises:
+          RunFolderError: another process holds it, or it cannot be written.
+        """
+        if self._unlock is not None and self._unlock.alive:
+            return
+        try:
+            fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+        try:
+            _lock_file(fd)
+            owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
+            # Never empty, so that whoever is refused can read whose it is.
+            os.pwrite(fd, owner, 0)
+            os.ftruncate(fd, len(owner))
+        except BlockingIOError as error:
+            pid, _, host = os.pread(fd, 1_000, 0).decode(errors="replace").strip().partition(" ")
+            os.close(fd)
+            raise RunFolderError(f"{self.path}: is in use by process {pid} on {host}") from error
+        except OSError as error:
+            os.close(fd)
+            raise self._cannot_be_written(error) from error
+        self._unlock = weakref.finalize(self, os.close, fd)
+
+    def unlock(self) -> None:
+        """Let others train in this folder. Without a lock nothing happens."""
+        if self._unlock is not None:
+            self._unlock()
+
+    def expect_unused(self) -> None:
+        """Check that `lock` would go well now.
+
+        Raises:
+          RunFolderError: as `lock`.
+        """
+        self.lock()
+        self.unlock()
+
+    def _cannot_be_written(self, error: OSError) -> RunFolderError:
+        return RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}")
+
+
+def _lock_file(fd: int) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass  # a file system without locks: that is no reason not to train on it
 
 
 def facts() -> dict[str, Any]:

@@ -7,6 +7,7 @@ The x-axis of every tag is frames.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import socket
@@ -38,6 +39,8 @@ from tensorboard.summary.writer.record_writer import (
     RecordWriter,
 )
 
+from common.record_file import RecordFile
+
 ENV_FRAMES_PER_S = "throughput/env_frames_per_s"
 LEARNER_STEPS_PER_S = "throughput/learner_steps_per_s"
 TRANSITIONS_SAMPLED_PER_S = "throughput/transitions_sampled_per_s"
@@ -57,6 +60,8 @@ ACTORS_EPSILON = "actors/epsilon"
 
 # What a user of TensorBoard is promised to wait at most.
 MAX_FLUSH_S = 10.0
+# Of records that wait for a disk that takes none; a row of scalars has about 1 kB.
+_MAX_WAITING_BYTES = 16 * 2**20
 
 _FILE_PREFIX = "events.out.tfevents."
 _FILE_VERSION = "brain.Event:2"
@@ -134,9 +139,15 @@ class EventWriter:
 
     On opening, the writer states where it starts (a SessionLog START event): `read_scalars` then
     drops what older files hold from that frame on, the rest of a run that crashed after its last
-    checkpoint. Of TensorBoard's two readers the slow one (`--load_fast=false`) does the same, if
-    the folder's first file has such an event too; so every file has one. The fast one ignores it,
-    but drops what a tag's older values overlap with its newer ones.
+    checkpoint. A resumed run starts one frame after its checkpoint's: what stands AT that frame,
+    such as the last values of a run that ended well, remains. Of TensorBoard's two readers the slow
+    one (`--load_fast=false`) does the same, if the folder's first file has such an event too; so
+    every file has one. The fast one ignores it, but drops what a tag's older values overlap with
+    its newer ones.
+
+    No trouble with the disk reaches a caller once the writer is made: values wait in memory, up to
+    16 MiB of them, until the disk takes them again, and `trouble` says why. A file that was removed
+    is followed by a new one.
 
     Any number of threads may call it. A thread of its own flushes the file.
     """
@@ -147,26 +158,25 @@ class EventWriter:
         Args:
           folder: where the event files of the run lie.
           flush_s: a value is in the file after at most so many seconds.
-          first_frames: frame count from which this writer writes; 0 for a new run, the checkpoint's
-            when resuming.
+          first_frames: 0 for a new run; the checkpoint's frame count when resuming, and then this
+            writer's values begin one frame later.
+
+        Raises:
+          OSError: folder or file cannot be made.
         """
         if not 0 < flush_s <= MAX_FLUSH_S:
             raise ValueError(f"Expect 0 < `flush_s` <= {MAX_FLUSH_S:g}, actually: {flush_s}")
         if first_frames < 0:
             raise ValueError(f"Expect `first_frames` >= 0, actually: {first_frames}")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = _next_file(folder).open("xb")
-        self._records = RecordWriter(self._file)
+        self._folder = folder
         self._lock = threading.Lock()
-        self._first_frames = first_frames
+        # Older files hold what came AT the checkpoint's frame; what is beyond it was played again.
+        self._first_frames = first_frames + 1 if first_frames else 0
         self._last_frames: dict[str, int] = {}
-        self._described: set[str] = set()
-        self._error: OSError | None = None
         self._closing = threading.Event()
-        self._write(event_pb2.Event(wall_time=time.time(), file_version=_FILE_VERSION))
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._write(event_pb2.Event(wall_time=time.time(), step=first_frames, session_log=start))
-        self._file.flush()
+        self._file = RecordFile(
+            new_path=self._new_path, head=self._head, max_waiting_bytes=_MAX_WAITING_BYTES
+        )
         self._flusher = threading.Thread(
             target=self._keep_flushing, args=(flush_s,), name="event-flusher", daemon=True
         )
@@ -174,8 +184,18 @@ class EventWriter:
 
     @property
     def path(self) -> Path:
-        """The event file."""
-        return Path(self._file.name)
+        """The event file; the newest, where a first one was removed."""
+        return self._file.path
+
+    @property
+    def trouble(self) -> str:
+        """One line about what keeps values from the file since the latest flush; "" if nothing."""
+        return self._file.trouble
+
+    @property
+    def lost_records(self) -> int:
+        """How many records will never be in a file: too many waited, or still did at the end."""
+        return self._file.lost_records
 
     def scalar(self, tag: str, value: float, frames: int) -> None:
         """Write one value; NaN, which means "nothing to tell", is skipped."""
@@ -212,15 +232,15 @@ class EventWriter:
     def summary(self, summary: summary_pb2.Summary, frames: int) -> None:
         """Write a message that is made already, as plugins of TensorBoard want theirs."""
         with self._lock:
-            self._write_summary(list(summary.value), frames)
+            self._write_summary(list(summary.value), max(frames, self._first_frames))
 
     def flush(self) -> None:
-        """Put everything written so far into the file, now."""
+        """Put everything written so far into the file, now, if the disk takes it."""
         with self._lock:
             self._file.flush()
 
     def close(self) -> None:
-        """Flush and close the file. Closing twice is allowed."""
+        """Flush and close the file; what the disk refuses is lost. Closing twice is allowed."""
         self._closing.set()
         self._flusher.join()
         with self._lock:
@@ -249,19 +269,30 @@ class EventWriter:
         self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
 
     def _write(self, event: Any) -> None:
-        if self._error is not None:
-            raise OSError(f"{self.path}: cannot be written: {self._error}") from self._error
-        if self._file.closed:
+        if self._file.is_closed:
             raise ValueError(f"Expect an open event file, actually closed: {self.path}")
-        self._records.write(event.SerializeToString())
+        self._file.append(_record(event))
+
+    def _new_path(self) -> Path:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return _next_file(self._folder)
+
+    def _head(self) -> bytes:
+        now_s = time.time()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        return _record(event_pb2.Event(wall_time=now_s, file_version=_FILE_VERSION)) + _record(
+            event_pb2.Event(wall_time=now_s, step=self._first_frames, session_log=start)
+        )
 
     def _keep_flushing(self, flush_s: float) -> None:
         while not self._closing.wait(flush_s):
-            try:
-                self.flush()
-            except OSError as error:  # disk full, say: the next caller gets it
-                self._error = error
-                return
+            self.flush()
+
+
+def _record(event: Any) -> bytes:
+    buffer = io.BytesIO()
+    RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
 
 
 def _next_file(folder: Path) -> Path:

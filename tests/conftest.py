@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from disks import SmallDisk
 
 # Ray reads these when it is imported, the authentication mode for good; pytest imports this file
 # before any test. The token lives in this session's environment, which Ray's processes inherit:
@@ -37,6 +40,22 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    """Mount a disk of 256 KiB; skip where that is not allowed."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs `mount`")
+    if done.returncode:
+        pytest.skip(f"needs the right to mount a small disk: {done.stderr.strip()}")
+    yield SmallDisk(path)
+    subprocess.run(["umount", "-l", str(path)], check=True, capture_output=True)
 
 
 @pytest.fixture

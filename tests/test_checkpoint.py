@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from disks import SmallDisk, files_no_longer_than
 
 from learner.checkpoint import CheckpointError, CheckpointFolder, load, save
 
@@ -181,3 +183,128 @@ def test_folder_ignores_other_files_and_clears_what_a_killed_writer_left(tmp_pat
 def test_folder_that_keeps_nothing_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="Expect `keep` >= 1, actually: 0"):
         CheckpointFolder(tmp_path, keep=0)
+
+
+def equal(a: object, b: object) -> bool:
+    """Return whether two payloads are the same to the bit."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return list(a) == list(b) and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return (
+            type(a) is type(b)
+            and len(a) == len(b)
+            and all(equal(*pair) for pair in zip(a, b, strict=True))
+        )
+    if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+        return a.dtype == b.dtype and torch.equal(a, b)
+    return type(a) is type(b) and a == b
+
+
+# 0x10 makes a folder of an archive's member, which torch then reads as rubbish.
+@pytest.mark.parametrize(("bits", "stride"), [(0x10, 1), (0x01, 5), (0x80, 5), (0xFF, 5)])
+def test_no_flipped_bit_is_ever_taken_for_data(tmp_path: Path, bits: int, stride: int) -> None:
+    path = tmp_path / "a.pt"
+    small = {"weights": torch.arange(6.0), "steps": 3}
+    save(path, small)
+    whole = path.read_bytes()
+    refused = 0
+    for position in range(0, len(whole), stride):
+        damaged = bytearray(whole)
+        damaged[position] ^= bits
+        path.write_bytes(damaged)
+        try:
+            payload = load(path)
+        except CheckpointError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        else:
+            assert equal(payload, small), position
+    assert refused > len(whole) / stride / 4  # the rest is padding, and what nobody reads
+
+
+def test_damaged_tensor_is_refused_and_its_archive_member_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    weights = torch.full((64,), 1.5)
+    save(path, {"weights": weights})
+    whole = path.read_bytes()
+    data = weights.numpy().tobytes()
+    position = whole.index(data) + 17
+    path.write_bytes(whole[:position] + b"\x55" + whole[position + 1 :])
+    # Torch itself does not mind: this is why `load` looks at the checksums.
+    assert not torch.equal(torch.load(path, weights_only=True)["weights"], weights)
+    with pytest.raises(CheckpointError, match=r"a\.pt, actually unreadable: damaged in .*data/0$"):
+        load(path)
+
+
+def test_newest_sound_checkpoint_is_found_behind_damaged_ones(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, keep=9)
+    assert folder.newest_sound() is None
+    paths = [folder.save({"step": step}, step) for step in (1, 2, 3, 4)]
+    sound = folder.newest_sound()
+    assert sound == (paths[3], {"step": 4}, [])
+    paths[3].write_bytes(paths[3].read_bytes()[:-1])
+    paths[2].write_bytes(b"")
+    sound = folder.newest_sound()
+    assert sound is not None
+    assert (sound.path, sound.payload) == (paths[1], {"step": 2})
+    assert [str(paths[3]) in sound.skipped[0], str(paths[2]) in sound.skipped[1]] == [True, True]
+    for path in paths:
+        path.write_text("no")
+    with pytest.raises(CheckpointError, match=r"checkpoint_0000000004\.pt, actually"):
+        folder.newest_sound()
+
+
+BIG = {"weights": torch.arange(30_000.0)}  # 120 kB: two have room on a small disk, three have not
+
+
+def test_full_disk_is_an_oserror_and_costs_no_older_checkpoint(small_disk: SmallDisk) -> None:
+    checkpoints = small_disk.path / "checkpoints"
+    folder = CheckpointFolder(checkpoints, keep=1)
+    first = folder.save(BIG, 1)
+    small_disk.fill()
+    with pytest.raises(OSError, match="No space left on device"):
+        folder.save(BIG, 2)
+    assert list(checkpoints.iterdir()) == [first]
+    assert equal(load(first), BIG)
+    small_disk.free()
+    second = folder.save(BIG, 2)
+    assert list(checkpoints.iterdir()) == [second]
+
+
+def test_leftover_of_a_killed_writer_makes_room_for_the_next_checkpoint(
+    small_disk: SmallDisk,
+) -> None:
+    (small_disk.path / ".checkpoint_0000000001.pt.tmp").write_bytes(b"x" * 200_000)
+    folder = CheckpointFolder(small_disk.path, keep=1)
+    assert equal(load(folder.save(BIG, 2)), BIG)
+
+
+def test_read_only_disk_is_an_oserror_and_costs_nothing(small_disk: SmallDisk) -> None:
+    folder = CheckpointFolder(small_disk.path, keep=1)
+    first = folder.save({"step": 1}, 1)
+    small_disk.set_read_only(read_only=True)
+    with pytest.raises(OSError, match="Read-only file system"):
+        folder.save({"step": 2}, 2)
+    assert load(first) == {"step": 1}
+
+
+@pytest.mark.parametrize("room", [0, 1, 1_000, 100_000])
+def test_refused_write_of_any_length_leaves_nothing(tmp_path: Path, room: int) -> None:
+    folder = CheckpointFolder(tmp_path, keep=1)
+    first = folder.save(BIG, 1)
+    with files_no_longer_than(room), pytest.raises(OSError, match="File too large"):
+        folder.save(BIG, 2)
+    assert list(tmp_path.iterdir()) == [first]
+    assert equal(load(first), BIG)
+
+
+def test_removed_folder_is_made_again_by_the_next_checkpoint(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path / "run" / "checkpoints", keep=1)
+    folder.save({"step": 1}, 1)
+    shutil.rmtree(tmp_path / "run")
+    path = folder.save({"step": 2}, 2)
+    assert load(path) == {"step": 2}
+    shutil.rmtree(tmp_path / "run")
+    (tmp_path / "run").write_text("in the way")
+    with pytest.raises(OSError, match="exists|Not a directory"):
+        folder.save({"step": 3}, 3)

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from disks import SmallDisk, files_no_longer_than
 
 from common import console as console_module
 from common.console import (
@@ -408,3 +409,70 @@ def test_terminal_that_hangs_up_is_let_go(
         console.note("still here")
     assert "the output is gone ([Errno 5] Input/output error)" in log.read_text()
     assert "still here" in log.read_text()
+
+
+def test_log_that_cannot_be_written_is_said_once_and_goes_on_when_it_can(
+    tmp_path: Path, small_disk: SmallDisk
+) -> None:
+    log, stream = small_disk.path / "log.txt", io.StringIO()
+
+    def logged() -> list[str]:
+        return [line.split(" ", 2)[2] for line in log.read_text().split("\n") if line]
+
+    with Console(stream=stream, log_file=log, clock=Clock()) as console:
+        console.note("one")
+        with log.open("a") as file:  # of the file's page, too, nothing is left
+            file.write("\n" * (os.sysconf("SC_PAGE_SIZE") - log.stat().st_size))
+        small_disk.fill()
+        console.note("two")
+        console.note("three")
+        console.update(STATUS)
+        assert logged() == ["one"]
+        small_disk.free()
+        console.note("four")
+        small_disk.set_read_only(read_only=True)
+        console.note("five")
+        small_disk.set_read_only(read_only=False)
+    warning = f"{log}: cannot be written ({{}}); until it can, what is said here is not logged"
+    assert stream.getvalue().splitlines() == [
+        "one",
+        "two",
+        warning.format("No space left on device"),
+        "three",
+        f"[{format_duration(STATUS.elapsed_s)}] {status_line(STATUS)}",
+        "four",
+        "five",
+        warning.format("Read-only file system"),
+    ]
+    assert logged() == ["one", "(could not be written before this: 3)", "four"]
+
+
+def test_log_never_holds_a_part_of_a_line(tmp_path: Path) -> None:
+    log, stream = tmp_path / "log.txt", io.StringIO()
+    with Console(stream=stream, log_file=log, clock=Clock()) as console:
+        console.note("one")
+        whole = log.read_bytes()
+        with files_no_longer_than(len(whole) + 10):
+            console.note("two")
+        assert log.read_bytes() == whole
+        console.note("three")
+    assert [line.split(" ", 2)[2] for line in log.read_text().splitlines()] == [
+        "one",
+        "(could not be written before this: 1)",
+        "three",
+    ]
+
+
+def test_neither_output_nor_log_is_missed_by_the_run(tmp_path: Path) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(5, "Input/output error")
+
+    log = tmp_path / "removed" / "log.txt"
+    with Console(stream=Gone(), log_file=log, clock=Clock()) as console:
+        console.note("unheard")
+        console.update(STATUS)
+        log.parent.mkdir()
+        console.note("heard")
+    lines = [line.split(" ", 2)[2] for line in log.read_text().splitlines()]
+    assert lines[1] == "heard"

@@ -69,6 +69,7 @@ def test_run_ends_after_its_frames_or_its_games_less_those_played_before(tmp_pat
         folder=RunFolder(tmp_path),
         max_bytes=1,
         resume_from="",
+        skipped=[],
         agent_steps_before=100,
         episodes_before=12,
         learner_steps_before=0,

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from disks import SmallDisk, files_no_longer_than
 
 from common import run_folder
 from common.config import Config
@@ -98,7 +103,7 @@ def test_created_folder_is_a_run_with_everything_a_reader_needs(tmp_path: Path) 
     config = Config(seed=5)
     folder = RunFolder.for_new_run(path)
     folder.create(config, "pong", ["python", "launch.py", "--seed", "5"])
-    assert tree(path) == ["checkpoints", "config.yaml", "plots", "run.json", "videos"]
+    assert tree(path) == [".lock", "checkpoints", "config.yaml", "plots", "run.json", "videos"]
     found = RunFolder.of_run(path)
     assert found.checkpoints == path / "checkpoints"
     assert found.log == path / "log.txt"
@@ -136,6 +141,96 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     folder.write_json("result.json", {"frames": 2})
     assert json.loads((tmp_path / "result.json").read_text()) == {"frames": 2}
     assert tree(tmp_path) == ["result.json"]
+
+
+def test_json_that_cannot_be_written_leaves_the_old_one_alone(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_json("result.json", {"frames": 1})
+    with files_no_longer_than(10), pytest.raises(OSError, match="File too large"):
+        folder.write_json("result.json", {"frames": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"frames": 1}
+    assert tree(tmp_path) == ["result.json"]
+
+
+# Holds the lock as a driver does, starts a program, and waits to be killed.
+_HOLD = """
+import subprocess, sys
+from pathlib import Path
+from common.run_folder import RunFolder
+folder = RunFolder(Path(sys.argv[1]))
+folder.lock()
+child = subprocess.Popen(["sleep", "60"], close_fds=False)
+print(child.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_folder_is_in_use_until_its_process_is_killed_and_its_children_do_not_count(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", _HOLD, str(tmp_path)]
+    root = Path(run_folder.__file__).parent.parent
+    with subprocess.Popen(
+        command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        try:
+            rule = f"{tmp_path}: is in use by process {holder.pid} on {socket.gethostname()}"
+            for _ in range(2):  # a refusal changes nothing
+                with pytest.raises(RunFolderError, match=f"^{re.escape(rule)}$"):
+                    RunFolder(tmp_path).lock()
+            with pytest.raises(RunFolderError, match="is in use"):
+                RunFolder(tmp_path).create(Config(), "pong", ["x"])
+            assert tree(tmp_path) == [".lock"]
+            holder.kill()
+            holder.wait()
+            os.kill(child, 0)  # still there
+            RunFolder(tmp_path).create(Config(), "pong", ["x"])
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+def test_lock_is_held_while_its_object_lives_and_until_it_is_let_go(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.lock()
+    folder.lock()
+    assert (tmp_path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    with pytest.raises(RunFolderError, match="is in use"):
+        RunFolder(tmp_path).expect_unused()
+    folder.unlock()
+    folder.unlock()
+    RunFolder(tmp_path).expect_unused()
+    folder.lock()
+    del folder
+    RunFolder(tmp_path).expect_unused()
+
+
+def test_readers_of_a_run_in_use_are_welcome(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.create(Config(), "pong", ["x"])
+    assert RunFolder.of_run(tmp_path).path == tmp_path
+
+
+def test_lock_of_a_run_that_cannot_be_written_says_why(small_disk: SmallDisk) -> None:
+    path = small_disk.path / "run"
+    RunFolder(path).create(Config(), "pong", ["x"])
+    small_disk.set_read_only(read_only=True)
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder(path).lock()
+    assert str(caught.value) == f"{path}: cannot be written: Read-only file system"
+    refused(small_disk.path / "other", f"{small_disk.path} must be a folder that can be written")
+
+
+def test_start_on_a_full_disk_says_so_and_can_be_tried_again(small_disk: SmallDisk) -> None:
+    path = small_disk.path / "run"
+    small_disk.fill()
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder.for_new_run(path).create(Config(), "pong", ["x"])
+    assert str(caught.value) == f"{path}: cannot be written: No space left on device"
+    small_disk.free()
+    RunFolder.for_new_run(path).create(Config(), "pong", ["x"])
+    assert RunFolder.of_run(path).path == path
 
 
 def test_facts_name_the_commit_and_whether_something_was_changed(

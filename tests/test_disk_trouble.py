@@ -1,0 +1,138 @@
+"""The command on disks that are full, read-only, damaged, or in use: one line, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from disks import SmallDisk
+
+import launch as driver
+from common.run_folder import RunFolder
+from common.tensorboard import read_scalars
+from learner.checkpoint import CheckpointFolder, load
+
+NEW = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled", "--seed", "7")
+
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A short run that ended well."""
+    path = tmp_path / "run"
+    assert driver.main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
+    return path
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command which must be refused, and returns its one line."""
+
+    def refusal(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            driver.main([str(argument) for argument in arguments])
+        assert end.value.code == 2
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.count("\n") == 1, said.err
+        return said.err.removeprefix("launch.py: ").strip()
+
+    return refusal
+
+
+def test_disk_that_fills_up_changes_neither_result_nor_exit_code(
+    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full_at_the_end(*_: object) -> str:
+        small_disk.fill()
+        return "done"
+
+    monkeypatch.setattr(driver, "run_serial", full_at_the_end)
+    path = small_disk.path / "run"
+    assert driver.main([*NEW, "--run-dir", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("result.json cannot be written: No space left on device") == 1
+    assert "done: {'frames': 0," in said
+    assert not (path / "result.json").exists()
+
+
+def test_resume_goes_back_to_the_newest_whole_checkpoint_and_its_curves_go_on(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = run / "checkpoints"
+    newest = CheckpointFolder(checkpoints, 1).newest()
+    assert newest is not None
+    damaged = checkpoints / "checkpoint_9999999999.pt"
+    damaged.write_bytes(newest.read_bytes()[:-100])
+    (checkpoints / "best.pt").write_bytes(b"also damaged")
+    before = read_scalars(run)
+    end = load(newest)["counters"]["agent_steps"]
+    assert before["replay/transitions"].frames[-1] == end
+
+    capsys.readouterr()
+    assert driver.main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
+    said = capsys.readouterr().out
+    assert f"skipped a damaged checkpoint: Expect a checkpoint at {damaged}, actually" in said
+    assert f"resuming from {newest}" in said
+    assert json.loads((run / "result.json").read_text())["frames"] >= 2_200
+    for tag, series in read_scalars(run).items():
+        frames = series.frames.tolist()
+        assert frames == sorted(set(frames))
+        old = [at for at in before[tag].frames.tolist() if at <= end] if tag in before else []
+        assert frames[: len(old)] == old, tag
+    RunFolder(run).expect_unused()  # the command let go of it
+
+
+def test_run_in_use_is_not_resumed(run: Path, refused: Callable[..., str]) -> None:
+    driving = RunFolder(run)
+    driving.lock()
+    shutil.rmtree(run / "checkpoints")  # it may not have got so far: in use comes first
+    assert refused("--resume", run, "--total-frames", "2200").startswith(
+        f"{run}: is in use by process "
+    )
+
+
+def test_resume_without_checkpoints_is_one_line(run: Path, refused: Callable[..., str]) -> None:
+    shutil.rmtree(run / "checkpoints")
+    said = refused("--resume", run, "--total-frames", "2200")
+    assert said == f"{run}: has no checkpoint to resume from"
+
+
+def test_resume_from_nothing_but_damage_is_one_line(run: Path, refused: Callable[..., str]) -> None:
+    for path in (run / "checkpoints").iterdir():
+        path.write_bytes(path.read_bytes()[:1_000])
+    said = refused("--resume", run, "--total-frames", "2200")
+    assert "truncated, or no checkpoint at all" in said
+
+
+def test_run_on_a_read_only_disk_is_not_resumed(
+    small_disk: SmallDisk, run: Path, refused: Callable[..., str]
+) -> None:
+    path = small_disk.path / "run"
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("*.pt", "events.*"))
+    small_disk.set_read_only(read_only=True)
+    said = refused("--resume", path, "--total-frames", "2200")
+    assert said == f"{path}: cannot be written: Read-only file system"
+
+
+@pytest.mark.parametrize("room", [0, 2])
+def test_start_on_a_full_disk_is_one_line(
+    small_disk: SmallDisk, refused: Callable[..., str], room: int
+) -> None:
+    page = 4096
+    path = small_disk.path / "run"
+    (small_disk.path / "room").write_bytes(b"x" * room * page)
+    small_disk.fill()
+    (small_disk.path / "room").unlink()  # for `.lock` and more, but not for all a run begins with
+    said = refused(*NEW, "--run-dir", path)
+    assert said == f"{path}: cannot be written: No space left on device"
+
+
+def test_start_where_no_folder_can_be_made_is_one_line(refused: Callable[..., str]) -> None:
+    said = refused(*NEW, "--run-dir", "/proc/troop")  # which even root may not make
+    assert said.startswith("/proc/troop: cannot be written: ") or "--run-dir /proc/troop" in said
