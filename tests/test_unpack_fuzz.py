@@ -84,7 +84,8 @@ def senseless(draw: st.DrawFn) -> Segment:
     for _ in range(draw(st.integers(1, 3))):
         field = draw(st.sampled_from([*_ROWS, "block_ends", "num_frames", "frames_per_block"]))
         if field in ("num_frames", "frames_per_block"):
-            segment = segment._replace(**{field: draw(st.sampled_from(_COUNTS))})
+            count: dict[str, Any] = {field: draw(st.sampled_from(_COUNTS))}
+            segment = segment._replace(**count)
         else:
             array = getattr(segment, field).copy()
             if not len(array):
