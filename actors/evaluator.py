@@ -16,6 +16,7 @@ from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels
 from actors.environments import Environments
 from actors.gymnasium_environments import GymnasiumEnvironments
 from actors.policy import EpsilonGreedyPolicy
+from actors.timesteps import check_finite
 from common.config import EnvConfig
 
 ATARI_FRAMES_PER_SECOND = 60
@@ -73,6 +74,9 @@ class EvaluationLoop:
 
         Returns:
           The games; None if it was told to stop.
+
+        Raises:
+          ValueError: an environment gave a reward or an observation that is not finite.
         """
         if episodes < 1:
             raise ValueError(f"Expect `episodes` >= 1, actually: {episodes}")
@@ -86,6 +90,7 @@ class EvaluationLoop:
                 return None
             actions, _ = self._policy.act(timesteps.observation)
             timesteps = self._environments.step(actions)
+            check_finite(timesteps)
             counts = playing & ~timesteps.first
             returns[game[counts]] += timesteps.reward[counts]
             lengths[game[counts]] += 1

@@ -1,4 +1,4 @@
-"""What every vector environment has in common: its first answer and its check of actions."""
+"""What every vector environment has in common: its first answer, and checks of what goes by."""
 
 from __future__ import annotations
 
@@ -22,6 +22,20 @@ def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
         game_over=np.zeros(num_envs, np.bool_),
         life_lost=np.zeros(num_envs, np.bool_),
     )
+
+
+def check_finite(timesteps: TimeSteps) -> None:
+    """Raise ValueError unless all rewards and newest frames are finite: else the weights end so."""
+    _expect_finite("rewards", timesteps.reward)
+    if timesteps.observation.dtype.kind == "f":
+        _expect_finite("observations", timesteps.observation[:, -1])
+
+
+def _expect_finite(what: str, numbers: NDArray[Any]) -> None:
+    finite = np.isfinite(numbers)
+    if not finite.all():
+        e, *_ = place = tuple(int(index[0]) for index in np.nonzero(~finite))
+        raise ValueError(f"Expect finite {what}, actually: {numbers[place]} from environment {e}")
 
 
 def check_actions(actions: NDArray[np.int64], num_envs: int, num_actions: int) -> None:

@@ -11,6 +11,10 @@ import lz4.block
 import numpy as np
 from numpy.typing import NDArray
 
+# An lz4 block grows at most so many times: a byte adds 255 to the length of a match, and nothing
+# adds more (lz4_Block_format.md, "Data structure").
+MOST_EXPANSION = 255
+
 
 def num_blocks(num_frames: int, frames_per_block: int) -> int:
     """Return how many blocks hold `num_frames` frames."""
@@ -48,12 +52,20 @@ def compress_frames(
 def decompress_block(block: memoryview, num_bytes: int) -> bytes:
     """Return the `num_bytes` bytes of one block's frames.
 
+    It allocates them before it looks at the block, so a size that no such block can have is refused
+    first.
+
     Raises:
       ValueError: the block is corrupt or of another size.
     """
+    if num_bytes > MOST_EXPANSION * len(block):
+        raise ValueError(
+            f"Expect an lz4 block of {num_bytes} bytes, actually: {len(block)} compressed, at most "
+            f"{MOST_EXPANSION} times as many"
+        )
     try:
         frames: bytes = lz4.block.decompress(block, uncompressed_size=num_bytes)
-    except lz4.block.LZ4BlockError as error:
+    except (lz4.block.LZ4BlockError, OverflowError) as error:  # its sizes are C's int
         raise ValueError(f"Expect an lz4 block of {num_bytes} bytes, actually: {error}") from error
     if len(frames) != num_bytes:
         raise ValueError(f"Expect an lz4 block of {num_bytes} bytes, actually: {len(frames)}")

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.compression import num_blocks
+from common.compression import MOST_EXPANSION, num_blocks
 from common.types import Segment, SegmentName
 
 _MAGIC = b"TRSG"
@@ -22,6 +22,8 @@ _FORMAT = 1
 # magic, format, actor, incarnation, sequence, F, frames per block, T, bytes of blocks
 _HEADER = struct.Struct("<4sIqqqIIIQ")
 _CHECKSUM = struct.Struct("<I")
+# Frames and bytes of blocks are counted in int32 from here to the learner.
+_MOST_INT32 = 2**31 - 1
 _COLUMNS: tuple[tuple[str, str, int], ...] = (  # field, dtype, numbers per transition
     ("weights_version", "<i8", 2),
     ("newest_tm1", "<i4", 1),
@@ -122,7 +124,9 @@ def check_segment(segment: Segment, stack: int) -> None:
       stack: k, frames in an observation.
 
     Raises:
-      PackingError: an index outside the frames, a depth outside 1..k, a number that is not finite.
+      PackingError: an index outside the frames, a depth outside 1..k, a number that is not finite,
+        a count that the blocks cannot hold. What the blocks decompress to is seen when they are
+        decoded: doing it here would cost the shard what it costs the learner.
     """
 
     def expect(rule: str, holds: bool) -> None:
@@ -131,8 +135,13 @@ def check_segment(segment: Segment, stack: int) -> None:
 
     expect("at least one transition", segment.num_transitions >= 1)
     expect("at least one frame", segment.num_frames >= 1)
-    expect("blocks that grow", bool(np.all(np.diff(segment.block_ends, prepend=0) > 0)))
+    largest = max(segment.num_frames, segment.frames_per_block, len(segment.blocks))
+    expect("counts that fit into int32", largest <= _MOST_INT32)
+    # Compared, not subtracted: a difference of int64s may come round to the other sign.
+    ends = segment.block_ends
+    expect("blocks that grow", bool(ends[0] > 0 and np.all(ends[1:] > ends[:-1])))
     expect("blocks that end with the bytes", int(segment.block_ends[-1]) == len(segment.blocks))
+    expect("frames that fit", segment.num_frames <= MOST_EXPANSION * len(segment.blocks))
     for newest, depth in (
         (segment.newest_tm1, segment.depth_tm1),
         (segment.newest_t, segment.depth_t),

@@ -10,7 +10,7 @@ import torch
 
 from common.config import Config
 from common.config_file import override, to_dict
-from common.networks import QNetwork, build_network, flatten_state, load_flat_state
+from common.networks import QNetwork, build_network, load_flat_state
 from common.seeding import derive_seed
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
@@ -73,12 +73,16 @@ def make_learner(
 def checkpoint_payload(
     config: Config, spec: EnvironmentSpec, learner: Learner, loop: LearnerLoop
 ) -> dict[str, Any]:
-    """Return everything needed to resume or evaluate, as plain numbers, text and tensors."""
+    """Return everything needed to resume or evaluate, as plain numbers, text and tensors.
+
+    Raises:
+      FloatingPointError: the weights are not finite, so that neither is possible.
+    """
     return {
         "format": CHECKPOINT_FORMAT,
         "config": to_dict(config),
         "spec": spec_to_dict(spec),
-        "weights": torch.from_numpy(flatten_state(learner.network)),
+        "weights": torch.from_numpy(loop.weights()),
         "learner": learner.state_dict(),
         "counters": {
             "learner_step": learner.learner_step,

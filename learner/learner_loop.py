@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from common.metrics import PhaseTimer
 from common.networks import flatten_state
@@ -18,6 +19,22 @@ from learner.learner import DeviceBatch, Learner
 
 # Weights travel at most so often, however fast the learner steps.
 _LEAST_PUBLISH_S = 1.0
+
+
+class _Unsent(NamedTuple):
+    """Priorities on their way to the host.
+
+    Fields:
+      learner_step: the step that found them.
+      ids: int64[B].
+      priority: float32[B], on the host.
+      copied: set once they have arrived; None: they have.
+    """
+
+    learner_step: int
+    ids: NDArray[np.int64]
+    priority: torch.Tensor
+    copied: torch.cuda.Event | None
 
 
 class Fetcher(Protocol):
@@ -37,7 +54,8 @@ class LearnerLoop:
         while not done: loop.run_step(timeout_s)     # False: replay had nothing yet
 
     Priorities of a step leave once the next step is launched, so a CUDA device never waits for
-    them. One thread only.
+    them. What is not finite does not leave: no priority reaches replay, no weights an actor or a
+    checkpoint. One thread only.
     """
 
     def __init__(
@@ -80,7 +98,7 @@ class LearnerLoop:
         self._clock = clock
         self._published_s = -math.inf
         self._published_step = -1
-        self._unsent: tuple[NDArray[np.int64], torch.Tensor, torch.cuda.Event | None] | None = None
+        self._unsent: _Unsent | None = None
         self._sums = torch.zeros(3, device=learner.device)  # td_loss, q_mean, grad_norm
         self._steps_since_report = 0
         self._timer = PhaseTimer()
@@ -106,15 +124,31 @@ class LearnerLoop:
         return WeightsVersion(self._incarnation, self._learner.learner_step)
 
     def publish(self) -> None:
-        """Send the weights as they are now."""
+        """Send the weights as they are now.
+
+        Raises:
+          FloatingPointError: as `weights`; nothing was sent.
+        """
         with self._timer.phase("publish"):
-            buffer = flatten_state(self._learner.network)
-            self._send_weights(Weights(self.version, buffer, self._agent_steps()))
+            self._send_weights(Weights(self.version, self.weights(), self._agent_steps()))
         self._published_s = self._clock()
         self._published_step = self._learner.learner_step
 
+    def weights(self) -> NDArray[np.uint8]:
+        """Return uint8[P], as `flatten_state`: the one door by which weights leave the learner.
+
+        Raises:
+          FloatingPointError: one of them is not finite.
+        """
+        _expect_finite(self._learner.network, self._learner.learner_step)
+        return flatten_state(self._learner.network)
+
     def run_step(self, timeout_s: float) -> bool:
-        """Take one learner step; return False if no batch came in time."""
+        """Take one learner step; return False if no batch came in time.
+
+        Raises:
+          FloatingPointError: as `flush_priorities` and `publish`.
+        """
         with self._timer.phase("wait"):
             fetched = self._fetcher.get(timeout_s)
         if fetched is None:
@@ -125,7 +159,7 @@ class LearnerLoop:
             self._learner.count_episodes(self._episodes())
         with self._timer.phase("priorities"):
             self.flush_priorities()
-            self._unsent = (ids, *_copy_to_host(result.priority))
+            self._unsent = _Unsent(self._learner.learner_step, ids, *_copy_to_host(result.priority))
         self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
         self._steps_since_report += 1
         self._samples += len(ids)
@@ -135,13 +169,24 @@ class LearnerLoop:
         return True
 
     def flush_priorities(self) -> None:
-        """Send the priorities of the step before."""
+        """Send the priorities of the step before.
+
+        Raises:
+          FloatingPointError: one of them is not finite; none was sent.
+        """
         if self._unsent is not None:
-            ids, priority, copied = self._unsent
+            learner_step, ids, on_host, copied = self._unsent
             self._unsent = None
             if copied is not None:
                 copied.synchronize()
-            self._send_priorities(PriorityUpdate(ids, priority.numpy()))
+            priority = on_host.numpy()
+            finite = np.isfinite(priority)
+            if not finite.all():
+                raise FloatingPointError(
+                    f"Expect finite priorities from the learner, actually at learner step "
+                    f"{learner_step}: {priority[~finite][0]}"
+                )
+            self._send_priorities(PriorityUpdate(ids, priority))
 
     def report(self, last_checkpoint: str) -> LearnerReport:
         """Return what happened since the last report.
@@ -173,6 +218,25 @@ class LearnerLoop:
             grad_norm=means[2],
             phases=self._timer.drain(),
             last_checkpoint=last_checkpoint,
+        )
+
+
+def _expect_finite(network: nn.Module, learner_step: int) -> None:
+    """Raise FloatingPointError unless every parameter and buffer is finite. A CPU-GPU sync point.
+
+    A tensor with a NaN has NaN as its least and largest. Finding these takes 0.5 ms for nature_cnn
+    on one core, at most once a second, as flattening does; `isfinite` over all takes 7 ms.
+    """
+    tensors = {
+        name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()
+    }
+    extremes = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors.values()])
+    finite = extremes.isfinite()
+    if not finite.all():
+        name = list(tensors)[int(finite.all(dim=1).logical_not().nonzero()[0])]
+        raise FloatingPointError(
+            f"Expect finite weights from the learner, actually at learner step {learner_step}: "
+            f"{float(extremes[~finite][0])} in `{name}`"
         )
 
 

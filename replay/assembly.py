@@ -73,6 +73,7 @@ def make_sampler(
     """Return the learner's sampler over `shards`; see ReplaySampler for the last two."""
     return ReplaySampler(
         shards=shards,
+        num_actions=spec.num_actions,
         batch_size=config.learner.batch_size,
         beta=config.replay.importance_exponent,
         limiter=make_limiter(config),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from common.compression import decompress_block
 from common.types import ObservationSpec, SampleReply
+from replay.storage import shard_of
 
 
 class Decoder:
@@ -26,7 +27,11 @@ class Decoder:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def decode(self, reply: SampleReply) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return (s_tm1, s_t), each dtype[B, k, *frame_shape], bit for bit what the actor saw."""
+        """Return (s_tm1, s_t), each dtype[B, k, *frame_shape], bit for bit what the actor saw.
+
+        Raises:
+          ValueError: a block holds other than the frames it is said to hold; names the transition.
+        """
         rows = len(reply.ids)
         s_tm1 = np.empty((rows, *self._spec.shape), self._spec.dtype)
         s_t = np.empty_like(s_tm1)
@@ -74,8 +79,8 @@ def _decode_rows(
     blocks = reply.blocks.data
     # Where each stack ends in its row's decoded bytes, and how many bytes it takes of them; what is
     # missing to a whole stack is the zero padding before it.
-    ends_tm1 = ((reply.newest_tm1[start:stop] + 1) * frame).tolist()
-    ends_t = ((reply.newest_t[start:stop] + 1) * frame).tolist()
+    ends_tm1 = ((reply.newest_tm1[start:stop].astype(np.int64) + 1) * frame).tolist()
+    ends_t = ((reply.newest_t[start:stop].astype(np.int64) + 1) * frame).tolist()
     sizes_tm1 = (reply.depth_tm1[start:stop].astype(np.int64) * frame).tolist()
     sizes_t = (reply.depth_t[start:stop].astype(np.int64) * frame).tolist()
     out_tm1 = s_tm1.data.cast("B")
@@ -94,7 +99,13 @@ def _decode_rows(
         at = 0
         for i in range(block, block + count):
             size = frames[i] * frame
-            decoded = memoryview(decompress_block(blocks[offset : offset + sizes[i]], size))
+            try:
+                decoded = memoryview(decompress_block(blocks[offset : offset + sizes[i]], size))
+            except ValueError as error:
+                number = reply.ids[start + row : start + row + 1]
+                raise ValueError(
+                    f"{error}, in transition {number[0]} of replay shard {shard_of(number)[0]}"
+                ) from error
             for out, first, last in stacks:
                 low, high = max(first, at), min(last, at + size)
                 if low < high:

@@ -94,6 +94,7 @@ class ReplaySampler:
         self,
         *,
         shards: Sequence[ShardHandle],
+        num_actions: int,
         batch_size: int,
         beta: float,
         limiter: RateLimiter,
@@ -106,6 +107,8 @@ class ReplaySampler:
 
         Args:
           shards: all shards of the run, in the order of their indices.
+          num_actions: A; a stored action beyond it is an error here, where it has a name. On a
+            CUDA device it would end the process with an assertion about an index.
           batch_size: B.
           beta: importance exponent.
           limiter: the run's rate limiter.
@@ -120,6 +123,7 @@ class ReplaySampler:
         if in_flight < 1:
             raise ValueError(f"Expect `in_flight` >= 1, actually: {in_flight}")
         self._shards = shards
+        self._num_actions = num_actions
         self._batch_size = batch_size
         self._beta = beta
         self._limiter = limiter
@@ -156,7 +160,12 @@ class ReplaySampler:
         return sum(counts.episodes for counts in self._counts)
 
     def fetch(self) -> Batch | None:
-        """Return the next batch, or None when the limiter or an empty replay says "not yet"."""
+        """Return the next batch, or None when the limiter or an empty replay says "not yet".
+
+        Raises:
+          ValueError: a row is not what its sender said: a block of other frames (Decoder.decode),
+            an action that there is not; names the transition.
+        """
         self._request()
         if not self._drawn:
             if not self._requests:
@@ -235,12 +244,20 @@ class ReplaySampler:
         probability = np.concatenate(
             [reply.probability * (len(reply.ids) / self._batch_size) for reply in replies]
         )
+        ids = np.concatenate([reply.ids for reply in replies])
+        a_tm1 = np.concatenate([reply.a_tm1 for reply in replies]).astype(np.int64)
+        if a_tm1.max() >= self._num_actions:
+            row = int(a_tm1.argmax())
+            raise ValueError(
+                f"Expect actions below {self._num_actions}, actually: {a_tm1[row]} in transition "
+                f"{ids[row]} of replay shard {shard_of(ids)[row]}"
+            )
         stacks = [self._decoder.decode(reply) for reply in replies]
         return Batch(
-            ids=np.concatenate([reply.ids for reply in replies]),
+            ids=ids,
             weight=importance_weights(probability, self.size, self._beta),
             s_tm1=_join([s_tm1 for s_tm1, _ in stacks]),
-            a_tm1=np.concatenate([reply.a_tm1 for reply in replies]).astype(np.int64),
+            a_tm1=a_tm1,
             r_t=np.concatenate([reply.r_t for reply in replies]),
             discount_t=np.concatenate([reply.discount_t for reply in replies]),
             s_t=_join([s_t for _, s_t in stacks]),

@@ -92,6 +92,17 @@ def test_corrupt_block_is_an_error_in_every_thread(decoder: Decoder) -> None:
         decoder.decode(corrupt)
 
 
+def test_corrupt_block_names_its_transition(decoder: Decoder) -> None:
+    reply, _ = sample_everything()
+    for row in (0, 17, 35):
+        frames = reply.block_frames.copy()
+        frames[reply.row_blocks[:row].sum()] += 1
+        ids = reply.ids + 3 * 2**56
+        match = rf"Expect an lz4 block of .*, in transition {ids[row]} of replay shard 3"
+        with pytest.raises(ValueError, match=match):
+            decoder.decode(reply._replace(ids=ids, block_frames=frames))
+
+
 def test_read_only_reply_is_decoded(decoder: Decoder) -> None:
     """What comes out of Ray's object store cannot be written."""
     reply, expected = sample_everything()

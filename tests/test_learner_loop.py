@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from shard_contract import ENVIRONMENT
 from torch import Tensor, nn
 
-from common.config import AgentConfig, LearnerConfig
+from common.config import AgentConfig, Config, LearnerConfig
 from common.networks import flatten_state
 from common.packing import pack_segment
 from common.types import Batch, PriorityUpdate, Weights, WeightsVersion
+from learner.assembly import checkpoint_payload, make_learner
 from learner.learner import DeviceBatch, Learner, StepResult
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
@@ -28,11 +29,12 @@ class FakeLearner:
     """Adds 1 to every weight; step n says loss n, Q 10 n, gradient 100 n, priorities n, n + .1."""
 
     def __init__(self, events: list[str]) -> None:
-        self.network = nn.Linear(2, 2)
+        self.network: nn.Module = nn.Linear(2, 2)
         self.device = torch.device("cpu")
         self.learner_step = 0
         self.episodes = 0
         self.poison: float | None = None
+        self.poison_priority: float | None = None
         self._events = events
 
     def step(self, batch: DeviceBatch) -> StepResult:
@@ -43,6 +45,8 @@ class FakeLearner:
                 parameter.add_(1.0)
         n = float(self.learner_step)
         priority = n + torch.arange(len(batch.weight)) / 10
+        if self.poison_priority is not None:
+            priority[2] = self.poison_priority
         loss = n if self.poison is None else self.poison
         return StepResult(priority, *(torch.tensor(x) for x in (loss, 10 * n, 100 * n)))
 
@@ -241,6 +245,55 @@ def test_learning_that_blew_up_is_an_error(poison: float) -> None:
         bench.loop.report("")
 
 
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_priority_that_is_not_finite_never_leaves(poison: float) -> None:
+    bench = Bench()
+    bench.run(2)
+    bench.learner.poison_priority = poison
+    bench.run(1)  # takes the step and sends the priorities of the one before
+    bench.learner.poison_priority = None
+    match = rf"Expect finite priorities from the learner, actually at learner step 3: {poison}"
+    with pytest.raises(FloatingPointError, match=match):
+        bench.loop.run_step(0.5)
+    assert [update.ids[0] // 10 for update in bench.updates] == [1, 2]
+    bench.learner.poison_priority = poison
+    bench.run(1)
+    with pytest.raises(FloatingPointError, match="actually at learner step 5"):
+        bench.loop.flush_priorities()
+    assert len(bench.updates) == 2
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_weights_that_are_not_finite_never_leave(poison: float, name: str) -> None:
+    bench = Bench(period=1)
+    bench.loop.publish()
+    with torch.no_grad():
+        bench.learner.network.get_parameter(name).view(-1)[1] = poison
+    match = (
+        f"Expect finite weights from the learner, actually at learner step {{}}: {poison} in "
+        f"`{name}`"
+    )
+    with pytest.raises(FloatingPointError, match=match.format(0)):
+        bench.loop.publish()
+    with pytest.raises(FloatingPointError, match=match.format(1)):
+        bench.run(1, seconds_each=1.0)
+    assert len(bench.weights) == 1
+
+
+def test_integers_and_large_numbers_among_the_weights_are_finite() -> None:
+    bench = Bench()
+    bench.learner.network = nn.BatchNorm1d(2)
+    with torch.no_grad():
+        bench.learner.network.weight[0] = 3.4e38
+        bench.learner.network.weight[1] = 3.4e38
+    bench.loop.publish()
+    assert bench.learner.network.running_var is not None
+    bench.learner.network.running_var[1] = math.nan  # a buffer acts, too
+    with pytest.raises(FloatingPointError, match="nan in `running_var`"):
+        bench.loop.publish()
+
+
 # --- with the real parts --------------------------------------------------------------------------
 
 
@@ -294,6 +347,57 @@ def test_loop_turns_the_real_learner_and_replay() -> None:
     assert not loop._sums.requires_grad
     report = loop.report("")
     assert all(map(math.isfinite, (report.td_loss, report.q_mean, report.grad_norm)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
+def test_return_that_blows_up_the_learner_is_an_error_before_anything_leaves(
+    bad: float,
+) -> None:
+    """3e38 is finite, and so is its Huber loss; half its square is not."""
+    rng = np.random.default_rng(0)
+    pixels = (2, 8, *ENVIRONMENT.observation.shape)
+    s_tm1, s_t = rng.integers(0, 256, pixels, np.uint8)
+    r_t = np.zeros(8, np.float32)
+    ones = np.ones(8, np.float32)
+    batch = Batch(np.arange(8), ones, s_tm1, np.zeros(8, np.int64), r_t, 0.9 * ones, s_t)
+    config = Config(
+        agent=AgentConfig(network="mlp", hidden=(16,)),
+        learner=LearnerConfig(batch_size=8, loss="mse", max_grad_norm=None, compile="off"),
+    )
+    learner = make_learner(config, ENVIRONMENT, device=torch.device("cpu"), serial=True)
+    updates: list[PriorityUpdate] = []
+    weights: list[Weights] = []
+    loop = LearnerLoop(
+        learner=learner,
+        fetcher=SynchronousFetcher(fetch=lambda: batch, device=learner.device),
+        send_priorities=updates.append,
+        send_weights=weights.append,
+        agent_steps=lambda: 0,
+        episodes=lambda: 0,
+        incarnation=0,
+        publish_period_learner_steps=10**9,
+        samples=0,
+        clock=FakeClock(),
+    )
+    loop.publish()
+    loop.run_step(0.0)
+    assert checkpoint_payload(config, ENVIRONMENT, learner, loop)["format"] > 0
+    r_t[3] = bad
+    loop.run_step(0.0)
+    assert len(updates) == 1
+    with pytest.raises(FloatingPointError, match="Expect finite weights"):
+        loop.publish()
+    with pytest.raises(FloatingPointError, match="Expect finite weights"):
+        checkpoint_payload(config, ENVIRONMENT, learner, loop)
+    with pytest.raises(FloatingPointError, match="actually at learner step 2: loss"):
+        loop.report("")
+    if math.isfinite(bad):  # that batch's errors were finite still
+        loop.run_step(0.0)
+    with pytest.raises(FloatingPointError, match="Expect finite priorities"):
+        loop.run_step(0.0)
+    assert len(updates) == (2 if math.isfinite(bad) else 1)
+    assert all(np.isfinite(update.priority).all() for update in updates)
+    assert len(weights) == 1
 
 
 def first_td_errors(learner: Learner, replay_rows: int, fetch: Any) -> dict[int, float]:

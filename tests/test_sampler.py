@@ -46,6 +46,7 @@ def make_sampler(
 ) -> ReplaySampler:
     return ReplaySampler(
         shards=shards,
+        num_actions=ENVIRONMENT.num_actions,
         batch_size=batch_size,
         beta=beta,
         limiter=limiter,
@@ -471,6 +472,33 @@ def test_shard_that_was_empty_at_first_is_sampled_once_it_fills(wire: Any) -> No
         assert step > 5 or found <= {0}
     assert found == {0, 1}
     assert sampler.inserts == 16
+
+
+def test_action_that_there_is_not_is_an_error_and_named() -> None:
+    """Replay does not know the game; its checks let any action >= 0 in."""
+    segment = make_segment(actor=1, sequence=9, transitions=8)
+    cores = filled([[1.0] * 8, [1.0] * 8])
+    a_tm1 = segment.a_tm1.copy()
+    a_tm1[5] = ENVIRONMENT.num_actions
+    cores[1].add(make_push(segment._replace(a_tm1=a_tm1)))
+    sampler = make_sampler(handles(cores), batch_size=24)
+    bad = 2**56 + 8 + 5
+    match = f"Expect actions below 3, actually: 3 in transition {bad} of replay shard 1"
+    with pytest.raises(ValueError, match=match):
+        fetch(sampler)
+
+
+def test_block_that_does_not_decompress_is_an_error_and_named() -> None:
+    segment = make_segment(actor=1, sequence=9, transitions=8, frames_per_block=1)
+    cores = filled([[1.0] * 8, [1.0] * 8])
+    blocks = segment.blocks.copy()
+    blocks[-1:] = 0
+    blocks[segment.block_ends[-2]] = 0xFF  # more literals than there are bytes
+    cores[1].add(make_push(segment._replace(blocks=blocks)))
+    sampler = make_sampler(handles(cores), batch_size=24)
+    match = f"Expect an lz4 block of 6 bytes, .*, in transition {2**56 + 8 + 7} of replay shard 1"
+    with pytest.raises(ValueError, match=match):
+        fetch(sampler)
 
 
 def test_shard_that_lost_its_rows_is_an_error() -> None:

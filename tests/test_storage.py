@@ -3,11 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fakes import SPEC, make_segment
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from oracles import naive_stacks
 
-from common.compression import decompress_block
 from common.packing import PackingError, pack_segment
 from common.types import Segment, SegmentName
 from replay.storage import MAX_SHARDS, Added, SegmentStorage, shard_of
@@ -264,73 +260,3 @@ def test_check_valid_finds_what_is_wrong() -> None:
     storage._next += 1
     with pytest.raises(AssertionError, match="transitions do not add up"):
         storage.check_valid()
-
-
-# --- the ring as a whole --------------------------------------------------------------------------
-
-
-def decoded(storage: SegmentStorage, slot: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return (s_tm1, s_t) of a live slot from the stored bytes alone, frame by frame."""
-    (row,) = storage.rows(np.array([slot]))
-    stored = storage.segment(int(row["segment"]))
-    frames: list[np.ndarray] = []
-    for block in range(row["first_block"], row["first_block"] + row["num_blocks"]):
-        raw = decompress_block(
-            stored.blocks[stored.block_bounds[block] : stored.block_bounds[block + 1]],
-            stored.block_frames[block] * SPEC.frame_bytes,
-        )
-        frames += list(np.frombuffer(raw, SPEC.dtype).reshape(-1, *SPEC.frame_shape))
-
-    def stack(newest: int, depth: int) -> np.ndarray:
-        padding = [np.zeros(SPEC.frame_shape, SPEC.dtype)] * (SPEC.stack - depth)
-        return np.stack(padding + frames[newest - depth + 1 : newest + 1])
-
-    return (
-        stack(int(row["newest_tm1"]), int(row["depth_tm1"])),
-        stack(int(row["newest_t"]), int(row["depth_t"])),
-    )
-
-
-@given(
-    capacity=st.integers(8, 40),
-    budget=st.integers(600, 3000),
-    sizes=st.lists(st.tuples(st.integers(1, 8), st.integers(1, 5)), min_size=1, max_size=25),
-    repeats=st.sets(st.integers(0, 24)),
-)
-@settings(max_examples=60, deadline=None)
-def test_bounds_hold_and_no_live_transition_ever_lacks_a_frame(
-    capacity: int, budget: int, sizes: list[tuple[int, int]], repeats: set[int]
-) -> None:
-    storage = make_storage(capacity=capacity, max_bytes=budget)
-    expected: list[
-        tuple[int, list[tuple[np.ndarray, np.ndarray]]]
-    ] = []  # (bytes, rows), oldest first
-    inserted = 0
-    for sequence, (transitions, per_block) in enumerate(sizes):
-        segment = make_segment(
-            sequence=sequence, transitions=transitions, frames_per_block=per_block
-        )
-        packed = pack_segment(segment)
-        assert len(packed) <= budget
-        added = storage.add(packed)
-        assert added is not None
-        if sequence in repeats:
-            assert storage.add(packed) is None
-        storage.check_valid()
-        inserted += transitions
-        expected.append((len(packed), naive_stacks(segment, SPEC)))
-        while (
-            sum(len(rows) for _, rows in expected) > capacity
-            or sum(size for size, _ in expected) > budget
-        ):
-            expected.pop(0)
-        live = [row for _, rows in expected for row in rows]
-        assert len(storage) == len(live) <= capacity
-        assert storage.num_bytes == sum(size for size, _ in expected) <= budget
-        assert storage.inserted == inserted == storage.evicted + len(storage)
-        slots = np.arange(inserted - len(live), inserted) % capacity
-        assert added.slots.tolist() == slots[len(live) - transitions :].tolist()
-        for slot, (s_tm1, s_t) in zip(slots, live, strict=True):
-            actual_tm1, actual_t = decoded(storage, int(slot))
-            np.testing.assert_array_equal(actual_tm1, s_tm1)
-            np.testing.assert_array_equal(actual_t, s_t)

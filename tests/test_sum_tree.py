@@ -85,6 +85,49 @@ def test_fractions_find_the_right_slot_up_to_rounding(capacity: int, seed: int) 
     assert np.all(values[slots] > 0.0)
 
 
+@st.composite
+def wild_updates(draw: st.DrawFn) -> tuple[int, list[tuple[list[int], list[float]]]]:
+    """A capacity and a history of updates with values of every magnitude the tree allows."""
+    capacity = draw(st.sampled_from((1, 2, 3, 13, 100, 1000)))
+    largest = float(np.finfo(np.float64).max) / 1024
+    tiny = float(np.nextafter(0.0, 1.0))
+    value = st.one_of(
+        st.sampled_from([0.0, tiny, 1e-300, 1e-6, 1.0, 3.4e38, 1e300, largest]),
+        st.floats(0.0, largest),
+        st.floats(0.0, 10.0),
+    )
+    pairs = st.lists(st.tuples(st.integers(0, capacity - 1), value), min_size=1, max_size=30)
+    history = [[list(x) for x in zip(*p, strict=True)] for p in draw(st.lists(pairs, max_size=5))]
+    return capacity, [(slots, values) for slots, values in history]
+
+
+@given(wild_updates(), st.integers(0, 2**32 - 1))
+@settings(max_examples=150, deadline=None)
+def test_values_of_any_magnitude_are_found_where_the_running_sum_says(
+    case: tuple[int, list[tuple[list[int], list[float]]]], seed: int
+) -> None:
+    """Against numpy's running sum, up to its own rounding; 0 is never found, whatever the rest."""
+    capacity, history = case
+    rng = np.random.default_rng(seed)
+    tree, values = SumTree(capacity), np.zeros(capacity)
+    for slots, new in history:
+        tree.set(np.array(slots), np.array(new))
+        values[slots] = new
+        tree.check_valid()
+        np.testing.assert_array_equal(tree.get(np.arange(capacity)), values)
+        ends = values.cumsum()
+        slack = 2.0 * capacity * np.finfo(np.float64).eps * ends[-1]
+        assert abs(tree.total - ends[-1]) <= slack
+        if tree.total > 0.0:
+            shares = np.concatenate([[0.0, 1.0, np.nextafter(1.0, 0.0)], rng.random(20)])
+            edges = np.minimum(rng.choice(ends, 10), tree.total)  # where one slot ends
+            targets = np.concatenate([shares * tree.total, edges])
+            found = tree.query(targets)
+            assert np.all(values[found] > 0.0)
+            assert np.all(targets >= (ends - values)[found] - slack)
+            assert np.all(targets <= ends[found] + slack)
+
+
 def test_nothing_drifts_over_a_hundred_thousand_updates() -> None:
     rng = np.random.default_rng(0)
     tree = SumTree(300)
