@@ -14,14 +14,12 @@ if __name__ == "__main__":
 
 # isort: split
 import dataclasses
-import itertools
 import math
 import os
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +27,8 @@ import ray
 import torch
 
 from actors.assembly import epsilons, make_actor_loop
-from actors.environments import make_environments, resolve
-from actors.evaluator import EvaluationLoop, record_game
+from actors.environments import resolve
+from actors.evaluator import play, record_game
 from actors.worker import Actor, Evaluator
 from common import ray_session
 from common.command_line import (
@@ -45,20 +43,21 @@ from common.command_line import (
 from common.config import Config
 from common.config_file import load_file
 from common.console import Console
-from common.goal import ReturnGoal
+from common.crew import RunEnded, cause_of
 from common.hparams import hparams_summary
-from common.networks import build_network, load_flat_state
+from common.networks import load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
-from common.ray_run import RayRun, Roles, RunEnded, cause_of
+from common.ray_run import RayRun, Roles
 from common.reporter import Reporter
 from common.reports import EvaluationResult
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
+from common.serial_run import Cores, SerialRun
 from common.settings_table import settings_table
 from common.tensorboard import EventWriter
-from common.types import EnvironmentSpec, Weights
+from common.types import Batch, Weights
 from learner.assembly import (
     available_cores,
     checkpoint_payload,
@@ -68,20 +67,21 @@ from learner.assembly import (
     make_learner,
     resolve_device,
     resolve_threads,
-    weights_payload,
 )
-from learner.checkpoint import CheckpointError, CheckpointFolder, save
+from learner.best_weights import BestWeights
+from learner.checkpoint import CheckpointFolder
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
+from learner.resume import AT_THE_BEGINNING, find_start
 from learner.weight_store import WeightStore
 from learner.worker import LearnerServer
-from replay.assembly import make_sampler, make_shard
-from replay.handles import LocalShard
-from replay.sampler import PriorityUpdater
+from replay.assembly import make_sampler
+from replay.local import LocalReplay
+from replay.priority_updater import PriorityUpdater
 from replay.server import ReplayServer
-from replay.writer import ReplayWriter
 
-_EVALUATION_ENVS = 8
+# For a shard in this very process.
+_LOCAL_ANSWER_S = 1.0
 _FLUSH_S = 5.0
 
 
@@ -139,7 +139,13 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.start_local(dashboard=command.dashboard)
         with interrupts:
             if command.serial:
-                reason = run_serial(plan, reporter, console, interrupts)
+                reason = SerialRun(
+                    plan=plan,
+                    cores=make_serial_cores(plan, console, interrupts),
+                    reporter=reporter,
+                    note=console.note,
+                    interrupts=interrupts,
+                ).run()
             else:
                 reason = RayRun(
                     plan=plan,
@@ -147,7 +153,7 @@ def train(arguments: Sequence[str]) -> int:
                     reporter=reporter,
                     console=console,
                     interrupts=interrupts,
-                    on_evaluation=BestWeights(plan).offer,
+                    on_evaluation=best_keeper(plan, console),
                     is_local=command.address is None,
                 ).run()
             code = 0
@@ -162,6 +168,7 @@ def train(arguments: Sequence[str]) -> int:
         progress = reporter.progress
         result = {
             "frames": progress.frames,
+            "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
             "seconds": round(time.monotonic() - started_s, 1),
             "learner_steps": progress.learner_steps,
@@ -208,25 +215,19 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             cores=available_cores(),
             has_cuda=torch.cuda.is_available(),
         )
-    counters = dict.fromkeys(("agent_steps", "episodes", "learner_step", "samples"), 0)
-    counters["incarnation"] = -1
-    resume_from, skipped = "", list[str]()
+    start = AT_THE_BEGINNING
     try:
         if command.resume is not None:
             folder = RunFolder.of_run(command.resume)
-            folder.expect_unused()
-            sound = CheckpointFolder(folder.checkpoints, config.checkpoint.keep).newest_sound()
-            if sound is None:
-                raise RunFolderError(f"{command.resume}: has no checkpoint to resume from")
-            resume_from, skipped = str(sound.path), sound.skipped
-            counters = load_checkpoint(sound.path)["counters"]
+            start = find_start(folder, config)
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
             default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
-    except (RunFolderError, CheckpointError) as error:
-        problems.append(str(error))
+    except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
+        problems += str(error).splitlines()
+    counters = start.counters
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
@@ -245,13 +246,13 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         spec=spec,
         folder=folder,
         max_bytes=config.replay.max_bytes or memory_bytes // 2,
-        resume_from=resume_from,
-        skipped=skipped,
+        resume_from=start.checkpoint,
+        notes=start.notes,
         agent_steps_before=counters["agent_steps"],
         episodes_before=counters["episodes"],
         learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
-        incarnation=counters["incarnation"] + 1,
+        incarnations=start.incarnations,
     )
 
 
@@ -269,6 +270,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
     return Reporter(
         spec=plan.spec,
         total_frames=config.total_frames,
+        num_shards=config.replay.shards,
         capacity=config.replay.capacity,
         min_size=config.replay.min_size,
         samples_before=plan.samples_before,
@@ -296,12 +298,14 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
             "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
         )
         console.note(f"no GPU: learning on the CPU{hint}")
-    for line in plan.skipped:
-        console.note(f"skipped a damaged checkpoint: {line}")
+    for line in plan.notes:
+        console.note(line)
     if plan.resume_from:
         console.note(
-            f"resuming from {plan.resume_from}; replay is empty, so learning waits until it holds "
-            f"{config.replay.min_size:,} transitions again"
+            f"resuming from {plan.resume_from}"
+            if config.checkpoint.replay
+            else f"resuming from {plan.resume_from} without its replay: learning waits until it "
+            f"holds {config.replay.min_size:,} transitions again"
         )
     if not command.serial and command.address is None and config.actor.count > cores:
         console.note(
@@ -310,66 +314,37 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
         )
 
 
-class BestWeights:
-    """Keeps `best.pt`: the weights with the run's best evaluation."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._path = plan.folder.checkpoints / "best.pt"
-        self._score = -math.inf
-        if plan.resume_from and self._path.exists():
-            with suppress(CheckpointError):  # damaged: the next evaluation replaces it
-                self._score = load_checkpoint(self._path)["score"]
-
-    def offer(self, result: EvaluationResult, weights: Weights) -> None:
-        """Save the weights that played, unless others scored better."""
-        score = float(result.returns.mean())
-        if score >= self._score:
-            plan = self._plan
-            payload = weights_payload(plan.config, plan.spec, weights, score)
-            save(self._path, payload)
-            self._score = score
-
-
-def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Interrupts) -> str:
-    """Run the same cores in one process, bit-reproducible for a seed.
-
-    The rate limiter says who moves: actors while it takes their pushes, the learner while it gives
-    out samples. No decision looks at a clock; only reports, evaluations and checkpoints do, and
-    none of them changes what is learned; an evaluation may end it, by `--stop-at-return`.
-
-    Returns:
-      Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
-    """
+def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> Cores:
+    """Build everything in this process; see common.serial_run."""
     config, spec = plan.config, plan.spec
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
     torch.use_deterministic_algorithms(True)
     torch.set_num_threads(resolve_threads(config.learner.threads, neighbours=0))
-    shards = [
-        make_shard(config, spec, shard=k, incarnation=plan.incarnation, max_bytes=plan.max_bytes)
-        for k in range(config.replay.shards)
-    ]
-    handles = [LocalShard(shard) for shard in shards]
-    ticks = itertools.count()
+    incarnation = max(plan.incarnations.values(), default=0)
+    everyone = [("learner", 0), *(("replay", k) for k in range(config.replay.shards))]
+    everyone += [("actor", actor) for actor in range(config.actor.count)]
+    plan.folder.write_incarnations({f"{role}/{i}": incarnation + 1 for role, i in everyone})
+    replay = LocalReplay(plan, incarnation)
+    for line in replay.notes:
+        console.note(line)
     actors = [
-        make_actor_loop(config, spec, actor=actor, incarnation=plan.incarnation << 16)
-        for actor in range(config.actor.count)
-    ]
-    writers = [
-        ReplayWriter(
-            shards=handles,
-            window=config.actor.push_window,
-            first_shard=actor,
-            clock=lambda: float(next(ticks)),
-        )
+        make_actor_loop(config, spec, actor=actor, incarnation=incarnation)
         for actor in range(config.actor.count)
     ]
     device = resolve_device(config.learner.device)
     learner = make_learner(config, spec, device=device, serial=True)
+    sampler = make_sampler(config, spec, shards=replay.handles, in_flight=1, rows_per_request=1)
     if plan.resume_from:
-        learner.load_state_dict(load_checkpoint(Path(plan.resume_from))["learner"])
-    sampler = make_sampler(config, spec, shards=handles, in_flight=1, rows_per_request=1)
+        saved = load_checkpoint(Path(plan.resume_from))
+        learner.load_state_dict(saved["learner"])
+        sampler.rng_state = saved["rng"]
+    if incarnation > 0:
+        sampler.catch_up(_LOCAL_ANSWER_S)
     published: list[Weights] = []
+
+    def fetch() -> Batch | None:
+        sampler.learner_step = learner.learner_step
+        return sampler.fetch()
 
     def send_weights(weights: Weights) -> None:
         published[:] = [weights]
@@ -380,129 +355,54 @@ def run_serial(plan: Plan, reporter: Reporter, console: Console, interrupts: Int
 
     loop = LearnerLoop(
         learner=learner,
-        fetcher=SynchronousFetcher(fetch=sampler.fetch, device=device),
-        send_priorities=PriorityUpdater(shards=handles, window=1, rows_per_call=1).update,
+        fetcher=SynchronousFetcher(fetch=fetch, device=device),
+        send_priorities=PriorityUpdater(shards=replay.handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
-        agent_steps=lambda: plan.agent_steps_before + sum(s.inserted for s in shards),
-        episodes=lambda: plan.episodes_before + sum(s.ended_episodes for s in shards),
-        incarnation=plan.incarnation,
+        agent_steps=lambda: plan.agent_steps_before + sum(s.accepted for s in replay.shards),
+        episodes=lambda: plan.episodes_before + sum(s.ended_episodes for s in replay.shards),
+        incarnation=incarnation,
         publish_period_learner_steps=config.learner.publish_period_learner_steps,
         samples=plan.samples_before,
         # A second of `LearnerLoop` is a learner step here.
         clock=lambda: float(learner.learner_step),
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
-    best = BestWeights(plan)
-    goal = ReturnGoal(at_least=config.stop_at_return, of=config.stop_at_return_of)
+    keep_best = best_keeper(plan, console)
 
-    def save_checkpoint() -> None:
-        payload = checkpoint_payload(config, spec, learner, loop)
-        folder.save(payload, learner.learner_step)
+    def save_all() -> None:
+        try:
+            payload = checkpoint_payload(config, spec, learner, loop, sampler.rng_state)
+            folder.save(payload, learner.learner_step)
+            replay.save()
+        except OSError as error:
+            console.note(f"the checkpoint could not be written: {error}; training goes on")
+        else:
+            console.note(f"saved learner step {learner.learner_step}")
 
-    def report() -> None:
-        restarts = dict.fromkeys(("actor", "replay", "learner"), 0)
-        reporter.update([shard.report() for shard in shards], loop.report(""), restarts)
-
-    def evaluate_published() -> None:
-        if not config.evaluator.enabled:
-            return
-        seed = derive_seed(config.seed, "evaluator", plan.incarnation)
+    def evaluate_published() -> EvaluationResult | None:
+        seed = derive_seed(config.seed, "evaluator", incarnation)
         result = play(config, spec, published[0], seed, interrupts.requested.is_set)
         if result is not None:
-            reporter.evaluated(result)
-            goal.evaluated(result.returns)
-            best.offer(result, published[0])
+            keep_best(result, published[0])
+        return result
 
-    loop.publish()
+    return Cores(actors, replay.make_writers(), replay.shards, loop, save_all, evaluate_published)
 
-    def every(minutes: float) -> Callable[[], bool]:
-        due_s = time.monotonic() + minutes * 60.0
 
-        def due() -> bool:
-            nonlocal due_s
-            if time.monotonic() < due_s:
-                return False
-            due_s = time.monotonic() + minutes * 60.0
-            return True
+def best_keeper(plan: Plan, console: Console) -> Callable[[EvaluationResult, Weights], None]:
+    """Return what keeps `best.pt`; a disk that does not take it is no reason to end a run."""
+    best = BestWeights(plan)
 
-        return due
+    def keep(result: EvaluationResult, weights: Weights) -> None:
+        try:
+            best.offer(result, weights)
+        except OSError as error:
+            console.note(f"best.pt could not be written: {error}; training goes on")
 
-    report_due, save_due = every(1.0 / 60.0), every(config.checkpoint.every_minutes)
-    evaluation_due = every(config.evaluator.every_minutes)
-    # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
-    most_steps = 1 if config.samples_per_insert is None else sys.maxsize
-    reason = ""
-    while not reason and not interrupts.requested.is_set():
-        for actor, writer in zip(actors, writers, strict=True):
-            if writer.has_room():
-                segments = actor.collect(1)
-                if segments:
-                    games = actor.drain_episodes()
-                    goal.trained(game.episode_return for game in games)
-                    writer.push(segments, games, actor.drain_phases())
-        for _ in range(most_steps):
-            if interrupts.requested.is_set() or not loop.run_step(0.0):
-                break
-            sampler.learner_step = learner.learner_step
-        is_done = (
-            sum(shard.inserted for shard in shards) >= plan.agent_steps_left
-            or sum(shard.ended_episodes for shard in shards) >= plan.episodes_left
-        )
-        if report_due():
-            report()
-        if evaluation_due():
-            evaluate_published()
-        if save_due():
-            save_checkpoint()
-        reason = goal.reached or ("done" if is_done else "")
-    if goal.reached:
-        console.note(goal.reached)
-    loop.flush_priorities()
-    save_checkpoint()
-    loop.publish()
-    report()
-    console.note(f"saved learner step {learner.learner_step}")
-    evaluate_published()
-    return reason or "interrupted"
+    return keep
 
 
 # --- eval, plot, bench, presets ----------------------------------------------------------------
-
-
-def play(
-    config: Config,
-    spec: EnvironmentSpec,
-    weights: Weights,
-    seed: int,
-    should_stop: Callable[[], bool],
-) -> EvaluationResult | None:
-    """Evaluate `weights` in this process as the evaluator process does; None when told to stop."""
-    network = build_network(config.agent, spec)
-    load_flat_state(network, weights.buffer)
-    part = config.evaluator
-    environments = make_environments(
-        config.env, min(part.episodes, _EVALUATION_ENVS), seed, training=False
-    )
-    try:
-        started_s = time.monotonic()
-        games = EvaluationLoop(
-            environments=environments,
-            network=network,
-            epsilon=part.epsilon,
-            rng=np.random.default_rng(seed),
-        ).play(part.episodes, should_stop)
-    finally:
-        environments.close()
-    if games is None:
-        return None
-    return EvaluationResult(
-        version=weights.version,
-        agent_steps=weights.agent_steps,
-        returns=games.returns,
-        lengths_agent_steps=games.lengths_agent_steps,
-        epsilon=part.epsilon,
-        seconds=time.monotonic() - started_s,
-    )
 
 
 def evaluate(command: EvalCommand) -> int:

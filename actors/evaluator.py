@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -13,13 +14,19 @@ from torch import nn
 
 from actors.atari import AtariEnvironments, atari_game, atari_screen_shape, atari_vector
 from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels
-from actors.environments import Environments
+from actors.environments import Environments, make_environments
 from actors.gymnasium_environments import GymnasiumEnvironments
 from actors.policy import EpsilonGreedyPolicy
 from actors.timesteps import check_finite
-from common.config import EnvConfig
+from common.config import Config, EnvConfig
+from common.networks import build_network, load_flat_state
+from common.reports import EvaluationResult
+from common.types import EnvironmentSpec, Weights
 
 ATARI_FRAMES_PER_SECOND = 60
+
+MAX_EVALUATION_ENVS = 8
+"""Games that an evaluation plays at once."""
 
 
 class EvaluationGames(NamedTuple):
@@ -96,6 +103,42 @@ class EvaluationLoop:
             lengths[game[counts]] += 1
             game[timesteps.game_over] += num_envs
         return EvaluationGames(returns, lengths)
+
+
+def play(
+    config: Config,
+    spec: EnvironmentSpec,
+    weights: Weights,
+    seed: int,
+    should_stop: Callable[[], bool],
+) -> EvaluationResult | None:
+    """Evaluate `weights` in this process as the evaluator process does; None when told to stop."""
+    network = build_network(config.agent, spec)
+    load_flat_state(network, weights.buffer)
+    part = config.evaluator
+    environments = make_environments(
+        config.env, min(part.episodes, MAX_EVALUATION_ENVS), seed, training=False
+    )
+    try:
+        started_s = time.monotonic()
+        games = EvaluationLoop(
+            environments=environments,
+            network=network,
+            epsilon=part.epsilon,
+            rng=np.random.default_rng(seed),
+        ).play(part.episodes, should_stop)
+    finally:
+        environments.close()
+    if games is None:
+        return None
+    return EvaluationResult(
+        version=weights.version,
+        agent_steps=weights.agent_steps,
+        returns=games.returns,
+        lengths_agent_steps=games.lengths_agent_steps,
+        epsilon=part.epsilon,
+        seconds=time.monotonic() - started_s,
+    )
 
 
 def record_game(env: EnvConfig, network: nn.Module, epsilon: float, seed: int, path: Path) -> float:

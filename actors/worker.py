@@ -12,8 +12,9 @@ import torch
 
 from actors.assembly import epsilons, make_actor_loop
 from actors.environments import make_environments
-from actors.evaluator import EvaluationLoop
+from actors.evaluator import MAX_EVALUATION_ENVS, EvaluationLoop
 from common.config import Config
+from common.heartbeat import Alive, Heartbeat
 from common.networks import build_network, load_flat_state
 from common.reports import EvaluationResult
 from common.seeding import derive_seed
@@ -37,7 +38,8 @@ class WeightsPoller:
         every step:         weights = poller.poll()     # None: nothing newer is here
 
     At most one question or one transfer is under way, and none for longer than it takes: weights
-    are as old as the question, not as the one before.
+    are as old as the question, not as the one before. A question that dies with the store is
+    forgotten; the driver puts another store in its place.
     """
 
     def __init__(self, store: Any) -> None:
@@ -47,6 +49,10 @@ class WeightsPoller:
         self._version: WeightsVersion | None = None
         self._latest: tuple[WeightsVersion, int] | None = None
 
+    def replace(self, store: Any) -> None:
+        """Ask `store` from now on; any thread may call this."""
+        self._store = store
+
     def ask(self) -> None:
         """Ask for the newest weights, unless an answer is under way."""
         if self._transfer is None and self._question is None:
@@ -54,6 +60,13 @@ class WeightsPoller:
 
     def poll(self) -> Weights | None:
         """Return newer weights if they have arrived."""
+        try:
+            return self._poll()
+        except ray.exceptions.RayError:
+            self._question = self._transfer = None
+            return None
+
+    def _poll(self) -> Weights | None:
         if self._transfer is not None and _is_here(self._transfer):
             assert self._latest is not None
             buffer = ray.get(self._transfer, timeout=_ANSWER_S)
@@ -92,29 +105,34 @@ class ActorProcess:
         self._config = config
         self._actor = actor
         self._loop = make_actor_loop(config, spec, actor=actor, incarnation=incarnation)
+        self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
         self._writer = ReplayWriter(
-            shards=[RayShard(server, index) for index, server in enumerate(servers)],
+            shards=self._shards,
             window=config.actor.push_window,
             first_shard=actor,
             clock=time.monotonic,
         )
         self._poller = WeightsPoller(store)
+        self._heartbeat = Heartbeat()
         self._stop = threading.Event()
 
     def run(self) -> int:
         """Play until `stop`; return how many transitions replay accepted."""
         while not self._take_weights() and not self._stop.wait(_FIRST_WEIGHTS_POLL_S):
+            self._heartbeat.beat()
             self._poller.ask()
         vector_steps_per_poll = max(
             1, self._config.actor.weights_poll_agent_steps // self._config.actor.envs
         )
         step = 0
         while not self._stop.is_set():
+            self._heartbeat.beat()
             segments = self._loop.collect(1)
             if segments:
                 self._writer.push(segments, self._loop.drain_episodes(), self._loop.drain_phases())
                 with self._loop.waiting():
                     while not self._stop.is_set() and not self._writer.has_room():
+                        self._heartbeat.beat()
                         self._writer.wait(0.1)
             step += 1
             if step % vector_steps_per_poll == 0:
@@ -126,6 +144,19 @@ class ActorProcess:
     def stop(self) -> None:
         """Make `run` return soon."""
         self._stop.set()
+
+    @ray.method(concurrency_group="control")
+    def alive(self) -> Alive:
+        """Return who this is and when it last did something."""
+        return self._heartbeat.alive()
+
+    @ray.method(concurrency_group="control")
+    def replace(self, role: str, index: int, handle: Any) -> None:
+        """Talk to another process from now on: a replay shard's, or the weight store's."""
+        if role == "replay":
+            self._shards[index].replace(handle)
+        else:
+            self._poller.replace(handle)
 
     def _take_weights(self) -> bool:
         weights = self._poller.poll()
@@ -150,14 +181,14 @@ class EvaluatorProcess:
         self._network = build_network(config.agent, spec)
         self._store = store
         seed = derive_seed(config.seed, "evaluator", incarnation)
+        games_at_once = min(config.evaluator.episodes, MAX_EVALUATION_ENVS)
         self._evaluation = EvaluationLoop(
-            environments=make_environments(
-                config.env, min(config.evaluator.episodes, 8), seed, training=False
-            ),
+            environments=make_environments(config.env, games_at_once, seed, training=False),
             network=self._network,
             epsilon=config.evaluator.epsilon,
             rng=np.random.default_rng(seed),
         )
+        self._heartbeat = Heartbeat()
         self._stop = threading.Event()
         self._finish = threading.Event()
         self._wake = threading.Event()
@@ -172,7 +203,7 @@ class EvaluatorProcess:
         period_s = self._config.evaluator.every_minutes * 60.0
         next_s = time.monotonic() + period_s
         while not self._stop.is_set():
-            self._wake.wait(max(0.0, next_s - time.monotonic()))
+            self._sleep_until(next_s)
             finishing = self._finish.is_set()
             next_s = time.monotonic() + period_s
             weights = self._newest()
@@ -195,23 +226,47 @@ class EvaluatorProcess:
         self._wake.set()
 
     @ray.method(concurrency_group="control")
+    def alive(self) -> Alive:
+        """Return who this is and when it last did something."""
+        return self._heartbeat.alive()
+
+    @ray.method(concurrency_group="control")
+    def replace(self, role: str, index: int, handle: Any) -> None:
+        """Talk to another weight store from now on; the shards are none of its affairs."""
+        del index
+        if role == "weight_store":
+            self._store = handle
+
+    @ray.method(concurrency_group="control")
     def finish(self) -> None:
         """Make `run` evaluate the newest weights once more and return."""
         self._finish.set()
         self._wake.set()
 
+    def _sleep_until(self, wake_s: float) -> None:
+        while (left_s := wake_s - time.monotonic()) > 0.0 and not self._wake.is_set():
+            self._heartbeat.beat()
+            self._wake.wait(min(left_s, 1.0))
+
+    def _should_stop(self) -> bool:
+        self._heartbeat.beat()
+        return self._stop.is_set()
+
     def _newest(self) -> Weights | None:
-        """Return the newest weights, or None before the first."""
-        latest = ray.get(self._store.latest.remote(), timeout=_ANSWER_S)
-        if latest.version is None:
+        """Return the newest weights, or None: there are none yet, or the store is gone."""
+        try:
+            latest = ray.get(self._store.latest.remote(), timeout=_ANSWER_S)
+            if latest.version is None:
+                return None
+            buffer = ray.get(latest.buffer[0], timeout=_ANSWER_S)
+        except ray.exceptions.RayError:
             return None
-        buffer = ray.get(latest.buffer[0], timeout=_ANSWER_S)
         return Weights(latest.version, buffer, latest.agent_steps)
 
     def _evaluate(self, weights: Weights, episodes: int) -> None:
         load_flat_state(self._network, weights.buffer)
         started_s = time.monotonic()
-        games = self._evaluation.play(episodes, self._stop.is_set)
+        games = self._evaluation.play(episodes, self._should_stop)
         if games is None:
             return
         result = EvaluationResult(

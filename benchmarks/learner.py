@@ -23,7 +23,8 @@ from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayShard
-from replay.sampler import ROWS_PER_CALL, PriorityUpdater
+from replay.handles import ROWS_PER_CALL
+from replay.priority_updater import PriorityUpdater
 from replay.server import ReplayServer
 
 _ROUNDS = 5
@@ -51,7 +52,9 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
             batch_size=batch_size, optimizer="adam", learning_rate=1e-4, optimizer_epsilon=1.5e-4
         ),
     )
-    server = ReplayServer.options(num_cpus=0).remote(config, spec, 0, 0, _MAX_BYTES, source_hash())
+    server = ReplayServer.options(num_cpus=0).remote(
+        config, spec, 0, 0, _MAX_BYTES, None, source_hash()
+    )
     shard = RayShard(server, 0)
     insert(shard, segments)
     device = resolve_device("auto")

@@ -24,8 +24,8 @@ from common.types import AddReply, EnvironmentSpec, PhaseSeconds, Push, RunCount
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
 from replay.client import RayShard
-from replay.handles import LocalShard, Pending, ShardHandle
-from replay.sampler import ROWS_PER_CALL, ReplaySampler
+from replay.handles import ROWS_PER_CALL, LocalShard, Pending, ShardHandle
+from replay.sampler import ReplaySampler
 from replay.server import ReplayServer
 from replay.shard import ReplayShard
 from replay.snapshot import SnapshotFolder
@@ -58,7 +58,9 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         ),
         learner=LearnerConfig(batch_size=_BATCH),
     )
-    server = ReplayServer.options(num_cpus=0).remote(config, spec, 0, 0, _MAX_BYTES, source_hash())
+    server = ReplayServer.options(num_cpus=0).remote(
+        config, spec, 0, 0, _MAX_BYTES, None, source_hash()
+    )
     shard = RayShard(server, 0)
     ray.get(server.counts.remote(RunCounts(0, 0, 0)))
     process_id = ray.get(server.__ray_call__.remote(lambda _: os.getpid()))

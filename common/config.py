@@ -182,6 +182,16 @@ class CheckpointConfig:
     """Between checkpoints; one more is written at the end."""
     keep: int = 3
     """Newest checkpoints kept, besides `best.pt`."""
+    replay: bool = True
+    """Whether replay is saved, too; else a resumed run fills it anew before it learns."""
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """What is done about processes that die or hang."""
+
+    hang_s: float = 60.0
+    """Silence after which a process counts as hung: it is killed, and another takes its place."""
 
 
 @dataclass(frozen=True)
@@ -207,6 +217,7 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     @property
     def num_environments(self) -> int:
@@ -307,6 +318,7 @@ class Config:
             "learner.max-grad-value": learner.max_grad_value,
             "evaluator.every-minutes": self.evaluator.every_minutes,
             "checkpoint.every-minutes": self.checkpoint.every_minutes,
+            "health.hang-s": self.health.hang_s,
         }
         for flag, value in positive.items():
             expect(flag, value, "finite and > 0", value is None or 0 < value < math.inf)

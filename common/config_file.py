@@ -29,6 +29,23 @@ def to_dict(config: Config) -> dict[str, Any]:
     return plain
 
 
+def differences(before: Config, after: Config) -> list[str]:
+    """Return a line for each setting that differs: name, value before, value after."""
+    old, new = (_leaves(to_dict(config)) for config in (before, after))
+    return [f"{name} {old[name]} -> {new[name]}" for name in new if old[name] != new[name]]
+
+
+def _leaves(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of nested dictionaries by their dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in plain.items():
+        if isinstance(value, Mapping):
+            found |= _leaves(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def override(config: Config, changes: Any, where: str) -> Config:
     """Return `config` with the nested `changes` applied.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from common.config import Config
@@ -27,12 +28,12 @@ class Plan:
       folder: the run's folder.
       max_bytes: most bytes of replay over all shards.
       resume_from: path of the checkpoint to go on from, "" for a new run.
-      skipped: one line for each newer checkpoint that is damaged.
+      notes: lines for the user on what it goes on from.
       agent_steps_before: agent steps accepted before this start of the run.
       episodes_before: training games that ended before it.
       learner_steps_before: gradient updates done before it.
       samples_before: transitions trained on before it.
-      incarnation: how often the run was started before.
+      incarnations: of each process, by "role/index", the number that is next to give.
     """
 
     config: Config
@@ -40,12 +41,12 @@ class Plan:
     folder: RunFolder
     max_bytes: int
     resume_from: str
-    skipped: list[str]
+    notes: list[str]
     agent_steps_before: int
     episodes_before: int
     learner_steps_before: int
     samples_before: int
-    incarnation: int
+    incarnations: Mapping[str, int]
 
     @property
     def agent_steps_left(self) -> int:

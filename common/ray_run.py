@@ -1,8 +1,8 @@
-"""RAY SHELL: one run as Ray processes: started, watched, told to stop."""
+"""RAY SHELL: one run as Ray processes: wired, followed, told to stop."""
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,25 +10,34 @@ from typing import Any, NamedTuple
 import ray
 
 from common.console import Console
+from common.crew import Crew, RunEnded, cause_of
 from common.goal import ReturnGoal
 from common.interrupts import Interrupts
+from common.placement import Placement
 from common.plan import Plan
+from common.ray_session import dead_daemon
 from common.reporter import Reporter
-from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.reports import EvaluationResult, LearnerReport, ReplayReport, SaveStatus
 from common.source import source_hash
-from common.supervisor import GiveUp, Supervisor
+from common.supervisor import Supervisor, WorkerName
 from common.types import Weights
+from common.watch import Watch
 
-_FIRST_ANSWER_S = 300.0  # importing torch in many workers on few cores takes its time
+_FIRST_ANSWER_S = 600.0  # importing torch in many workers on few cores takes its time
 _ANSWER_S = 60.0
 _SAVE_S = 120.0
 _LAST_EVALUATION_S = 600.0
-# Between two rounds of reports.
+# Between two rounds of reports, and how long a round waits for them.
 _ROUND_S = 1.0
+_REPORTS_S = 0.5
+# For the actors to come out of their loops, once they are told to stop.
+_ACTORS_STOP_S = 5.0
+# Silence after which a process is asked whether it is alive.
+_ASK_S = 5.0
 
-
-class RunEnded(Exception):
-    """The run cannot go on; the text is the reason."""
+_LEARNER = ("learner", 0)
+_EVALUATOR = ("evaluator", 0)
+_STORE = ("weight_store", 0)
 
 
 class Roles(NamedTuple):
@@ -85,31 +94,52 @@ class RayRun:
         self._supervisor = Supervisor(
             quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
         )
-        self._players: dict[tuple[str, int], Any] = {}  # actors and the evaluator, by (role, index)
-        self._runs: dict[Any, tuple[str, int]] = {}  # ObjectRef of `run` -> whose
+        self._supervisor.load_state_dict(plan.incarnations)
+        self._crew = Crew(
+            create=self._create,
+            supervisor=self._supervisor,
+            watch=Watch(
+                ask_s=min(_ASK_S, plan.config.health.hang_s / 2),
+                first_s=max(_FIRST_ANSWER_S, plan.config.health.hang_s),
+                silence_s=plan.config.health.hang_s,
+            ),
+            console=console,
+            is_local=is_local,
+        )
+        self._shards: list[WorkerName] = [("replay", k) for k in range(plan.config.replay.shards)]
+        # Who was asked, and the ObjectRef of the answer under way.
+        self._asked: dict[WorkerName, tuple[Any, Any]] = {}  # for reports
+        self._descriptions: dict[WorkerName, tuple[Any, Any]] = {}
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
         self._has_learned = False
+        self._checkpoint = plan.resume_from
+        self._saves: dict[WorkerName, SaveStatus] = {}  # as last told
         self._goal = ReturnGoal(
             at_least=plan.config.stop_at_return, of=plan.config.stop_at_return_of
         )
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
-        self._started_s = time.monotonic()
+        self._started_s = self._saved_s = time.monotonic()
 
     def run(self) -> str:
         """Start everything, watch until the end, stop everything.
 
         Returns:
           Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
+
+        Raises:
+          RunEnded: it cannot go on, or could not be saved.
         """
         if not self._start():
             return "interrupted"
         reason = ""
         try:
             while not self._interrupts.requested.wait(_ROUND_S) and not (reason := self._poll()):
-                self._supervise()
+                self._crew.supervise()
+                self._save_when_due()
         except RunEnded as ended:
-            self._console.note(f"the run cannot go on: {ended}")
+            good = f"; the last good checkpoint is {self._checkpoint}" if self._checkpoint else ""
+            self._console.note(f"the run cannot go on: {ended}{good}")
             try:
                 self._stop(in_order=False)
             except RunEnded as unsaved:
@@ -120,135 +150,168 @@ class RayRun:
         self._stop(in_order=not self._interrupts.requested.is_set())
         return reason or "interrupted"
 
+    # --- start ---------------------------------------------------------------------------------
+
     def _start(self) -> bool:
         """Start the processes; return False when somebody interrupts."""
-        config, plan = self._plan.config, self._plan
-        cluster = _cluster_resources()
-        cuda = config.learner.device == "cuda" or (
-            config.learner.device == "auto" and cluster.get("GPU", 0) >= 1
-        )
-        if self._is_local and cuda and cluster.get("GPU", 0) < 1:
-            raise RunEnded("torch sees a CUDA device, but Ray sees no GPU on this machine")
-        self._cpus = self._cpu_share(cluster.get("CPU", 1.0))
-        self._away = {"actor_host": 0.001} if "actor_host" in cluster else {}
-        self._home = {"learner_host": 0.001} if "learner_host" in cluster else {}
-        home = {"CPU": self._cpus, **self._home}
-        bundles = [home | ({"GPU": 1} if cuda else {}), *[dict(home)] * config.replay.shards]
-        group = ray.util.placement_group(bundles, strategy="STRICT_PACK")
-        if not self._is_placed(group, bundles):
+        config = self._plan.config
+        self._placement = Placement(config, is_local=self._is_local)
+        if not self._placement.wait(self._interrupts.requested.is_set, self._console.note):
             return False
-
-        def beside_learner(bundle: int, **options: Any) -> dict[str, Any]:
-            strategy = ray.util.scheduling_strategies.PlacementGroupSchedulingStrategy(
-                group, placement_group_bundle_index=bundle
-            )
-            return {"scheduling_strategy": strategy, **options}
-
-        self._store = self._roles.weight_store.options(**beside_learner(0, num_cpus=0)).remote()
-        self._servers = [
-            self._roles.replay.options(**beside_learner(1 + shard, num_cpus=self._cpus)).remote(
-                config, plan.spec, shard, plan.incarnation, plan.max_bytes, self._source
-            )
-            for shard in range(config.replay.shards)
-        ]
-        self._learner = self._roles.learner.options(
-            **beside_learner(0, num_cpus=self._cpus, num_gpus=int(cuda))
-        ).remote(
-            config, plan.spec, self._servers, self._store, str(plan.folder.path.resolve()),
-            plan.incarnation, plan.resume_from, self._neighbours(), self._source,
-        )  # fmt: skip
-        self._learner_run = self._learner.run.remote()
+        self._crew.start(_STORE)
+        for shard in self._shards:
+            self._crew.start(shard)
+        self._crew.start(_LEARNER)
         for actor in range(config.actor.count):
-            self._create("actor", actor)
+            self._crew.start(("actor", actor))
         if config.evaluator.enabled:
-            self._create("evaluator", 0)
-        description = self._answer(self._learner.describe.remote(), _FIRST_ANSWER_S)
-        if description is None:
-            return False
-        self._console.note(description)
+            self._crew.start(_EVALUATOR)
         return True
 
-    def _neighbours(self) -> int:
-        """Return how many busy processes share the learner's host: actors only if all is local."""
-        config = self._plan.config
-        return config.replay.shards + (config.actor.count if self._is_local else 0)
-
-    def _cpu_share(self, cores: float) -> float:
-        """CPUs for each process: whole ones on a cluster, a share of the cores on one machine."""
-        config = self._plan.config
-        if not self._is_local:
-            return 1.0
-        processes = config.actor.count + config.replay.shards + 1 + int(config.evaluator.enabled)
-        return min(1.0, math.floor(cores / processes * 1000) / 1000)
-
-    def _is_placed(self, group: Any, bundles: list[dict[str, float]]) -> bool:
-        """Wait for a host that has room for learner and replay; False when somebody interrupts."""
-        ready = group.ready()
-        waited_s = 0
-        while not ray.wait([ready], timeout=1.0)[0]:
-            if self._interrupts.requested.is_set():
-                return False
-            waited_s += 1
-            if waited_s == 10:
-                self._console.note(
-                    f"waiting for a host with {bundles} for learner and replay; the cluster has "
-                    f"{_cluster_resources()}"
-                )
-        return True
-
-    def _create(self, role: str, index: int) -> None:
-        """Start an actor or the evaluator."""
-        plan = self._plan
-        incarnation = self._supervisor.started(role, index, time.monotonic())
-        # Names of segments must differ from those of the run before it was resumed.
-        incarnation += plan.incarnation << 16
-        if role == "actor":
-            asked = plan.config.actor.cpus
-            cpus = self._cpus if asked == "auto" else asked
-            handle = self._roles.actor.options(num_cpus=cpus, resources=self._away).remote(
-                plan.config, plan.spec, self._servers, self._store, index, incarnation, self._source
+    def _create(self, name: WorkerName, incarnation: int) -> Any:
+        """Start a process; return its handle."""
+        role, index = name
+        plan, roles, source = self._plan, self._roles, self._source
+        options = self._placement.options(name)
+        self._keep_incarnations()
+        if role == "weight_store":
+            return roles.weight_store.options(**options).remote()
+        if role == "replay":
+            self._reporter.totals.died(index)
+            folder = plan.folder.snapshots(index).resolve()
+            shard = roles.replay.options(**options).remote(
+                plan.config, plan.spec, index, incarnation, plan.max_bytes,
+                folder if plan.config.checkpoint.replay else None, source,
+            )  # fmt: skip
+            self._descriptions[name] = (shard, shard.describe.remote())
+            return shard
+        servers, store = self._crew.handles("replay"), self._crew.handles("weight_store")[0]
+        if role == "learner":
+            learner = roles.learner.options(**options).remote(
+                self._plan_as_it_stands(), servers, store, incarnation,
+                self._placement.neighbours, source,
+            )  # fmt: skip
+            self._descriptions[name] = (learner, learner.describe.remote())
+            return learner
+        if role == "evaluator":
+            return roles.evaluator.options(**options).remote(
+                plan.config, plan.spec, store, incarnation, source
             )
-        else:
-            handle = self._roles.evaluator.options(
-                num_cpus=self._cpus, resources=self._home
-            ).remote(plan.config, plan.spec, self._store, incarnation, self._source)
-        self._players[role, index] = handle
-        self._runs[handle.run.remote()] = (role, index)
+        return roles.actor.options(**options).remote(
+            plan.config, plan.spec, servers, store, index, incarnation, source
+        )
+
+    def _plan_as_it_stands(self) -> Plan:
+        """Return the plan for a learner that starts now: it sets in where the run is."""
+        totals = self._reporter.totals
+        return dataclasses.replace(
+            self._plan,
+            resume_from=self._checkpoint,
+            agent_steps_before=self._plan.agent_steps_before + totals.accepted_by_the_dead,
+            episodes_before=self._plan.episodes_before + totals.episodes_by_the_dead,
+        )
+
+    def _keep_incarnations(self) -> None:
+        """Write down which numbers are given: after a crash they must not be given again."""
+        try:
+            self._plan.folder.write_incarnations(self._supervisor.state_dict())
+        except OSError as error:
+            self._console.note(f"{self._plan.folder.path}: cannot be written: {error}")
+
+    # --- follow --------------------------------------------------------------------------------
 
     def _poll(self) -> str:
-        """Gather the reports and show them; return why the run is over, "" while it is not."""
-        answers = self._answer(self._ask_for_reports(), _FIRST_ANSWER_S)
-        if answers is None:
-            return ""
-        learner, shards = answers[0], answers[1:]
-        self._book(learner, shards)
-        inserts: int = sum(shard.inserts for shard in shards)
-        ended = self._reporter.progress.episodes - self._plan.episodes_before
-        is_done = inserts >= self._plan.agent_steps_left or ended >= self._plan.episodes_left
+        """Gather reports and show them; return why the run is over, "" while it is not.
+
+        Raises:
+          RunEnded: Ray itself died.
+        """
+        if self._is_local and (daemon := dead_daemon()):
+            raise RunEnded(f"Ray died: its {daemon} is gone")
+        for name in [_LEARNER, *self._shards]:
+            handle = self._crew.handle(name)
+            if handle is not None and name not in self._asked:
+                self._asked[name] = (handle, handle.report.remote())
+        self._book(self._answers(_REPORTS_S))
+        progress = self._reporter.progress
+        played = progress.agent_steps - self._plan.agent_steps_before
+        ended = progress.episodes - self._plan.episodes_before
+        is_done = played >= self._plan.agent_steps_left or ended >= self._plan.episodes_left
         return self._goal.reached or ("done" if is_done else "")
 
-    def _ask_for_reports(self) -> list[Any]:
-        """Return the ObjectRefs of the learner's report and of every shard's."""
-        return [self._learner.report.remote(), *[s.report.remote() for s in self._servers]]
+    def _answers(self, timeout_s: float) -> dict[WorkerName, Any]:
+        """Return the reports that come in time; the others are taken in by a later round."""
+        refs = [ref for _, ref in self._asked.values()]
+        if not refs:
+            return {}
+        ready = set(ray.wait(refs, num_returns=len(refs), timeout=timeout_s)[0])
+        answers = {}
+        for name, (handle, ref) in list(self._asked.items()):
+            if ref not in ready:
+                continue
+            del self._asked[name]
+            try:
+                answers[name] = ray.get(ref, timeout=_ANSWER_S)
+            except ray.exceptions.RayError as error:
+                self._crew.bury(name, handle, error)
+        return answers
 
-    def _book(self, learner: LearnerReport, shards: list[ReplayReport]) -> None:
-        restarts = {
-            role: self._supervisor.restarts(role) for role in ("actor", "replay", "learner")
+    def _book(self, answers: dict[WorkerName, Any]) -> None:
+        learner: LearnerReport | None = answers.get(_LEARNER)
+        shards: dict[int, ReplayReport] = {
+            index: report for (role, index), report in answers.items() if role == "replay"
         }
+        restarts = {
+            role: self._supervisor.restarts(role)
+            for role in ("actor", "evaluator", "learner", "replay", "weight_store")
+        }
+        lost = self._reporter.totals.lost
         self._reporter.update(shards, learner, restarts)
-        self._goal.trained(game.episode_return for shard in shards for game in shard.episodes)
-        self._has_learned = learner.learner_step > self._plan.learner_steps_before
-        if self._silent:
-            self._silent.difference_update(*(shard.actors for shard in shards))
-            if not self._silent:
-                waited_s = time.monotonic() - self._started_s
-                self._console.note(f"every actor has pushed, {waited_s:.1f} s after Ray was up")
-        evaluator = self._players.get(("evaluator", 0))
-        if evaluator is not None:
-            self._book_evaluations(evaluator, timeout_s=0.0)
+        if lost := self._reporter.totals.lost - lost:
+            self._console.note(f"{lost:,} transitions were lost with the replay shard that died")
+        self._goal.trained(game.episode_return for s in shards.values() for game in s.episodes)
+        if learner is not None:
+            self._has_learned = learner.learner_step > self._plan.learner_steps_before
+            self._checkpoint = learner.save.path or self._checkpoint
+        for name, report in answers.items():
+            self._warn(name, report.save)
+        self._hear(shards)
+        self._describe()
+        self._book_evaluations(timeout_s=0.0)
 
-    def _book_evaluations(self, evaluator: Any, timeout_s: float) -> None:
+    def _hear(self, shards: dict[int, ReplayReport]) -> None:
+        """Take a shard's report, and a push it tells of, as a sign of life."""
+        for index, shard in shards.items():
+            self._crew.heard(("replay", index), shard.incarnation)
+        pushed = set()
+        for actor, incarnation in {pair for shard in shards.values() for pair in shard.actors}:
+            self._crew.heard(("actor", actor), incarnation)
+            pushed.add(actor)
+        if self._silent and self._silent <= pushed:
+            waited_s = time.monotonic() - self._started_s
+            self._console.note(f"every actor has pushed, {waited_s:.1f} s after Ray was up")
+        self._silent -= pushed
+
+    def _describe(self) -> None:
+        """Say on what the learner learns and what replay holds, once they have told."""
+        for name, (handle, ref) in list(self._descriptions.items()):
+            if not ray.wait([ref], timeout=0)[0]:
+                continue
+            del self._descriptions[name]
+            try:
+                description = ray.get(ref, timeout=_ANSWER_S)
+            except ray.exceptions.RayError as error:
+                self._crew.bury(name, handle, error)
+                continue
+            if description:
+                self._console.note(f"{name[0]} {name[1]}: {description}")
+
+    def _book_evaluations(self, timeout_s: float) -> None:
         """Book the evaluations that are finished; the evaluator may take its time to answer."""
+        evaluator = self._crew.handle(_EVALUATOR)
+        if evaluator is None:
+            self._evaluations = None
+            return
         if self._evaluations is None:
             self._evaluations = evaluator.take_results.remote()
         if not ray.wait([self._evaluations], timeout=timeout_s)[0]:
@@ -256,7 +319,7 @@ class RayRun:
         answer, self._evaluations = self._evaluations, None
         try:
             results = ray.get(answer, timeout=_ANSWER_S)
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayError:
             return  # the supervisor hears of it from its run
         self._evaluator_answers = True
         for result, weights in results:
@@ -264,101 +327,81 @@ class RayRun:
             self._goal.evaluated(result.returns)
             self._on_evaluation(result, weights)
 
-    def _answer(self, refs: Any, timeout_s: float) -> Any:
-        """Wait for answers of the learner and the shards, or return None when somebody interrupts.
+    # --- save ----------------------------------------------------------------------------------
 
-        Raises:
-          RunEnded: one of them died or is silent for too long.
-        """
-        deadline_s = time.monotonic() + timeout_s
-        while not self._interrupts.requested.is_set():
-            try:
-                return ray.get(refs, timeout=1.0)
-            except ray.exceptions.GetTimeoutError:
-                if time.monotonic() > deadline_s:
-                    raise RunEnded(
-                        f"learner or replay did not answer in {timeout_s:.0f} s"
-                    ) from None
-            except ray.exceptions.RayError as error:
-                raise RunEnded(cause_of(error)) from error
-        return None
-
-    def _supervise(self) -> None:
-        """Recreate the players that died; end the run when the learner did."""
+    def _save_when_due(self) -> None:
+        """Make the learner and the shards save, beside their work."""
         now_s = time.monotonic()
-        ended, _ = ray.wait(
-            [self._learner_run, *self._runs], num_returns=1 + len(self._runs), timeout=0
-        )
-        for ref in ended:
-            reason = "it ended by itself"
-            try:
-                ray.get(ref, timeout=_ANSWER_S)
-            except ray.exceptions.RayError as error:
-                reason = cause_of(error)
-            if ref == self._learner_run:
-                raise RunEnded(f"the learner died: {reason}")
-            role, index = self._runs.pop(ref)
-            decision = self._supervisor.died(role, index, reason, now_s)
-            if isinstance(decision, GiveUp):
-                raise RunEnded(decision.reason)
+        if not self._has_learned:
+            return  # nothing that is worth a file
+        if now_s - self._saved_s < self._plan.config.checkpoint.every_minutes * 60.0:
+            return
+        self._saved_s = now_s
+        for name in [_LEARNER, *self._shards]:
+            if (handle := self._crew.handle(name)) is not None:
+                handle.save.remote()
+
+    def _warn(self, name: WorkerName, save: SaveStatus) -> None:
+        """Say of a save that failed that it did."""
+        before, self._saves[name] = self._saves.get(name), save
+        if save.trouble and (before is None or before.attempts != save.attempts):
+            good = f"the last good one is {save.path}" if save.path else "there is none before it"
+            what = "checkpoint" if name == _LEARNER else "snapshot"
             self._console.note(
-                f"{role} {index} died, starting it again in {decision.delay_s:.0f} s: {reason}"
+                f"{name[0]} {name[1]} could not write its {what}: {save.trouble}; training goes "
+                f"on, {good}"
             )
-        for role, index in self._supervisor.due(now_s):
-            self._create(role, index)
+
+    # --- stop ----------------------------------------------------------------------------------
 
     def _stop(self, *, in_order: bool) -> None:
-        """Stop the players, let the learner save, take the last reports.
+        """Stop the actors, let learner and replay save, take the last reports.
 
         Args:
           in_order: the run is done; then the last weights are evaluated, too.
 
         Raises:
-          RunEnded: the learner could not save.
+          RunEnded: learner or replay could not save.
         """
-        if not in_order and not self._has_learned:
-            return  # nothing to save, and the learner may be compiling
-        self._console.note(
-            "stopping: the learner saves, then everything ends; Ctrl-C again to force"
-        )
-        evaluator = self._players.get(("evaluator", 0))
-        told = [
-            handle.stop.remote()
-            for handle in [self._learner, *self._players.values()]
-            if not in_order or handle is not evaluator
-        ]
+        if not in_order and (not self._has_learned or (self._is_local and dead_daemon())):
+            return  # nothing to save, and the learner may be compiling; or nobody to ask
+        self._console.note("stopping: learner and replay save; Ctrl-C again to force")
+        for actor in self._crew.living("actor").values():
+            actor.stop.remote()
+        evaluator = self._crew.handle(_EVALUATOR)
+        if evaluator is not None and not in_order:
+            evaluator.stop.remote()
+        if playing := self._crew.runs("actor"):
+            ray.wait(playing, num_returns=len(playing), timeout=_ACTORS_STOP_S)
+        self._book(self._answers(_ANSWER_S))
+        learner = self._crew.handle(_LEARNER)
+        last: dict[WorkerName, Any] = {}
         try:
-            ray.get(self._learner_run, timeout=_SAVE_S)
-            learner, *shards = ray.get(self._ask_for_reports(), timeout=_ANSWER_S)
-            self._book(learner, shards)
-        except ray.exceptions.RayError as error:
+            if learner is not None:
+                learner.stop.remote()
+                ray.get(self._crew.runs("learner"), timeout=_SAVE_S)
+                last[_LEARNER] = learner.report.remote()
+            for name, shard in self._crew.living("replay").items():
+                last[name] = shard.finish.remote()
+            reports = ray.get(list(last.values()), timeout=_SAVE_S)
+        except (ray.exceptions.RayError, OSError) as error:
             raise RunEnded(f"could not save in order: {cause_of(error)}") from error
+        self._book(dict(zip(last, reports, strict=True)))
         if in_order and evaluator is not None and self._evaluator_answers:
             self._evaluate_once_more(evaluator)
-        ray.wait(told, num_returns=len(told), timeout=1.0)
+        if learner is None:
+            raise RunEnded(f"the learner was down; the last checkpoint is {self._checkpoint}")
 
     def _evaluate_once_more(self, evaluator: Any) -> None:
         """Evaluate the weights the learner ended with, unless somebody interrupts."""
         self._console.note("last evaluation")
         told = evaluator.finish.remote()
-        runs = [run for run, (role, _) in self._runs.items() if role == "evaluator"]
+        runs = self._crew.runs("evaluator")
         deadline_s = time.monotonic() + _LAST_EVALUATION_S
         while time.monotonic() < deadline_s and not self._interrupts.requested.is_set():
             if not runs or ray.wait(runs, timeout=1.0)[0]:
                 break
         ray.wait([told], timeout=1.0)
         if self._evaluations is not None:
-            self._book_evaluations(evaluator, timeout_s=_ANSWER_S)  # asked before the end
-        self._book_evaluations(evaluator, timeout_s=_ANSWER_S)
-
-
-def _cluster_resources() -> dict[str, float]:
-    """Return what the cluster has in all, e.g. {"CPU": 2.0}."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources
-
-
-def cause_of(error: BaseException) -> str:
-    """Return the line of a Ray error that says what happened, which is its last."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else repr(error)
+            self._book_evaluations(timeout_s=_ANSWER_S)  # asked before the end
+        self._book_evaluations(timeout_s=_ANSWER_S)

@@ -14,17 +14,22 @@ from common.goal import RETURN_GAMES
 from common.metrics import Rate, merge, shares
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.scores import human_normalized_score
+from common.shard_totals import ShardTotals
 from common.tensorboard import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
     EVAL_EPISODE_RETURN,
     EVAL_HUMAN_NORMALIZED_SCORE,
+    LEARNER_DROPPED_PRIORITY_UPDATES,
     LEARNER_GRAD_NORM,
     LEARNER_Q_MEAN,
     LEARNER_STEPS_PER_S,
     LEARNER_TD_LOSS,
     REPLAY_BYTES,
+    REPLAY_EVICTED_TRANSITIONS,
+    REPLAY_LOST_TRANSITIONS,
+    REPLAY_REFUSED_SEGMENTS,
     REPLAY_SAMPLES_PER_INSERT,
     REPLAY_STALE_PRIORITY_UPDATES,
     REPLAY_TRANSITIONS,
@@ -73,6 +78,7 @@ class Reporter:
         *,
         spec: EnvironmentSpec,
         total_frames: int,
+        num_shards: int,
         capacity: int,
         min_size: int,
         samples_before: int,
@@ -89,6 +95,7 @@ class Reporter:
         Args:
           spec: the run's environment.
           total_frames: where the run ends.
+          num_shards: replay shards of the run.
           capacity: transitions replay may hold.
           min_size: transitions that are inserted before learning starts.
           samples_before: transitions trained on before this start of the run.
@@ -104,8 +111,8 @@ class Reporter:
         self._total_frames = total_frames
         self._capacity = capacity
         self._min_size = min_size
-        self._samples_before = samples_before
         self._agent_steps_before = agent_steps_before
+        self._episodes_before = episodes_before
         self._mean_epsilon = mean_epsilon
         self._console = console
         self._events = events
@@ -115,8 +122,12 @@ class Reporter:
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
         self._learner_step = learner_steps_before
-        self._agent_steps = agent_steps_before
-        self._episodes = episodes_before
+        self._totals = ShardTotals(num_shards)
+        self._shards: dict[int, ReplayReport] = {}  # the newest of each
+        self._learner: LearnerReport | None = None  # the newest
+        self._restarts: Mapping[str, int] = {}
+        self._samples = samples_before  # the newest learner's
+        self._samples_since = 0  # by every learner since the start
         self._returns: deque[float] = deque(maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
@@ -124,18 +135,23 @@ class Reporter:
         self._lag = math.nan
         self._eval_score = math.nan
         self._limit = "acting (filling replay)"
-        self._last_learner: LearnerReport | None = None
-        self._unwritten: tuple[Sequence[ReplayReport], LearnerReport, Mapping[str, int]] | None = (
-            None
-        )
+        self._is_unwritten = False
+        self._trouble = ""  # as last told
+        self._lost_records = 0
+
+    @property
+    def totals(self) -> ShardTotals:
+        """What the shards took in since this start of the run."""
+        return self._totals
 
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
+        agent_steps = self._agent_steps_before + self._totals.accepted
         return Progress(
-            frames=self._agent_steps * self._spec.action_repeat_frames,
-            agent_steps=self._agent_steps,
-            episodes=self._episodes,
+            frames=agent_steps * self._spec.action_repeat_frames,
+            agent_steps=agent_steps,
+            episodes=self._episodes_before + self._totals.episodes,
             learner_steps=self._learner_step,
             last_train_return=_mean(self._returns),
             last_eval_score=self._eval_score,
@@ -143,42 +159,35 @@ class Reporter:
 
     def close(self) -> None:
         """Write what came after the last scalars, and close the events."""
-        if self._unwritten is not None:
-            self._write_scalars(*self._unwritten)
+        if self._is_unwritten:
+            self._write_scalars()
         self._events.close()
+        self._complain()
 
     def update(
         self,
-        shards: Sequence[ReplayReport],
-        learner: LearnerReport,
+        shards: Mapping[int, ReplayReport],
+        learner: LearnerReport | None,
         restarts: Mapping[str, int],
     ) -> None:
-        """Book one round of reports and show it."""
-        inserts = sum(shard.inserts for shard in shards)
-        transitions = sum(shard.transitions for shard in shards)
-        self._agent_steps = self._agent_steps_before + inserts
-        self._inserted.update_total(inserts)
-        self._sampled.update_total(learner.samples)
-        self._stepped.update_total(learner.learner_step)
-        self._learner_step = learner.learner_step
-        for shard in shards:
-            self._write_games(shard.episodes)
-            self._episodes += len(shard.episodes)
-            self._returns.extend(game.episode_return for game in shard.episodes)
-            self._phases["actor"].append(shard.actor_phases)
-            self._phases["replay"].append(shard.phases)
-            if math.isfinite(shard.policy_lag_learner_steps):
-                self._lags.append(shard.policy_lag_learner_steps)
-                self._lag = shard.policy_lag_learner_steps
-        if self._last_learner is None or learner.phases != self._last_learner.phases:
-            self._phases["learner"].append(learner.phases)  # the learner reports at its own pace
-            if math.isfinite(learner.td_loss):
-                self._learned.append(learner)
-        self._last_learner = learner
-        self._unwritten = (shards, learner, restarts)
+        """Book one round of reports and show it.
+
+        Args:
+          shards: reports that came, by shard; each is booked once.
+          learner: the learner's newest, None where there is no new one.
+          restarts: how often workers of each role were started again.
+        """
+        self._restarts = restarts
+        self._is_unwritten = True
+        for index, shard in shards.items():
+            self._book_shard(index, shard)
+        self._inserted.update_total(self._totals.accepted)
+        if learner is not None:
+            self._book_learner(learner)
+        self._complain()
         now_s = self._clock()
         if now_s - self._scalars_s >= _SCALARS_S:
-            self._write_scalars(shards, learner, restarts)
+            self._write_scalars()
         progress = self.progress
         frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
         left = max(self._total_frames - progress.frames, 0)
@@ -193,9 +202,9 @@ class Reporter:
                 train_return=progress.last_train_return,
                 eval_score=score,
                 human_normalized=_normalized(self._spec.name, score),
-                samples_per_insert=self._ratio(learner.samples, inserts),
-                replay_fill=transitions / self._capacity,
-                replay_bytes=sum(shard.bytes for shard in shards),
+                samples_per_insert=self._ratio(),
+                replay_fill=sum(s.transitions for s in self._shards.values()) / self._capacity,
+                replay_bytes=sum(shard.bytes for shard in self._shards.values()),
                 policy_lag=self._lag,
                 limiting_stage=self._limit,
                 elapsed_s=now_s - self._started_s,
@@ -217,28 +226,74 @@ class Reporter:
             f"{result.seconds:.0f} s"
         )
 
-    def _write_games(self, episodes: Sequence[EpisodeRecord]) -> None:
-        """Write every game by itself: means are the reader's affair."""
-        for game in episodes:
+    def _complain(self) -> None:
+        """Say once that events wait for the disk, and once that some were too many to wait."""
+        trouble, self._trouble = self._trouble, self._events.trouble
+        if self._trouble and not trouble:
+            self._console.note(
+                f"events could not be written: {self._trouble}; training goes on, they are kept in "
+                "memory until the disk takes them"
+            )
+        lost, self._lost_records = self._lost_records, self._events.lost_records
+        if self._lost_records and not lost:
+            self._console.note("events are lost: the disk has not taken any for too long")
+
+    def _book_shard(self, index: int, shard: ReplayReport) -> None:
+        since_frames = self.progress.frames
+        self._shards[index] = shard
+        self._totals.update(
+            index,
+            incarnation=shard.incarnation,
+            inserts=shard.inserts,
+            accepted=shard.accepted,
+            episodes=shard.ended_episodes,
+        )
+        self._write_games(shard.episodes, since_frames)
+        self._returns.extend(game.episode_return for game in shard.episodes)
+        self._phases["actor"].append(shard.actor_phases)
+        self._phases["replay"].append(shard.phases)
+        if math.isfinite(shard.policy_lag_learner_steps):
+            self._lags.append(shard.policy_lag_learner_steps)
+            self._lag = shard.policy_lag_learner_steps
+
+    def _book_learner(self, learner: LearnerReport) -> None:
+        # One that came back from a checkpoint counts from there.
+        self._samples_since += max(0, learner.samples - self._samples)
+        self._samples = learner.samples
+        if self._learner is None or learner.save.path != self._learner.save.path:
+            self._events.flush()  # a run that is resumed from there finds its curves up to there
+        self._sampled.update_total(self._samples_since)
+        self._stepped.update_total(learner.learner_step)
+        self._learner_step = learner.learner_step
+        if self._learner is None or learner.phases != self._learner.phases:
+            self._phases["learner"].append(learner.phases)  # the learner reports at its own pace
+            if math.isfinite(learner.td_loss):
+                self._learned.append(learner)
+        self._learner = learner
+
+    def _write_games(self, episodes: Sequence[EpisodeRecord], since_frames: int) -> None:
+        """Write every game by itself: means are the reader's affair.
+
+        One tag has one value per frame, so games that are heard of at once stand side by side, the
+        last at the frame they are heard of at: none beyond it, where a resumed run sets in.
+        """
+        now_frames = self.progress.frames
+        first = max(since_frames + 1, now_frames - len(episodes) + 1)
+        for frames, game in enumerate(episodes, start=first):
             quartile = episode_return_quartile_tag(game.ladder_position)
             scalars = {
                 TRAIN_EPISODE_RETURN: game.episode_return,
                 quartile: game.episode_return,
                 "train/episode_agent_steps": float(game.agent_steps),
             }
-            self._events.scalars(scalars, self.progress.frames)
+            self._events.scalars(scalars, frames)
 
-    def _write_scalars(
-        self,
-        shards: Sequence[ReplayReport],
-        learner: LearnerReport,
-        restarts: Mapping[str, int],
-    ) -> None:
+    def _write_scalars(self) -> None:
         now_s = self._clock()
-        wall_s, self._scalars_s, self._unwritten = now_s - self._scalars_s, now_s, None
-        inserts = sum(shard.inserts for shard in shards)
+        wall_s, self._scalars_s, self._is_unwritten = now_s - self._scalars_s, now_s, False
+        shards = self._shards.values()
         role_shares = {role: merge(parts) for role, parts in self._phases.items()}
-        self._limit = _limiting_stage(role_shares, len(shards), learner.learner_step, wall_s)
+        self._limit = _limiting_stage(role_shares, len(shards), self._learner_step, wall_s)
         inserted_per_s = self._inserted.per_second()
         scalars = {
             ENV_FRAMES_PER_S: inserted_per_s * self._spec.action_repeat_frames,
@@ -250,11 +305,17 @@ class Reporter:
             LEARNER_GRAD_NORM: _mean([report.grad_norm for report in self._learned]),
             REPLAY_TRANSITIONS: sum(shard.transitions for shard in shards),
             REPLAY_BYTES: sum(shard.bytes for shard in shards),
-            REPLAY_SAMPLES_PER_INSERT: self._ratio(learner.samples, inserts),
+            REPLAY_SAMPLES_PER_INSERT: self._ratio(),
             REPLAY_STALE_PRIORITY_UPDATES: sum(s.stale_priority_updates for s in shards),
+            REPLAY_REFUSED_SEGMENTS: sum(s.refused_segments for s in shards),
+            REPLAY_EVICTED_TRANSITIONS: sum(shard.evicted for shard in shards),
+            REPLAY_LOST_TRANSITIONS: self._totals.lost,
+            LEARNER_DROPPED_PRIORITY_UPDATES: (
+                self._learner.dropped_priority_updates if self._learner else math.nan
+            ),
             ACTORS_POLICY_LAG_LEARNER_STEPS: _mean(self._lags),
-            ACTORS_EPSILON: self._mean_epsilon(self._agent_steps),
-            **{restarts_tag(role): count for role, count in restarts.items()},
+            ACTORS_EPSILON: self._mean_epsilon(self.progress.agent_steps),
+            **{restarts_tag(role): count for role, count in self._restarts.items()},
         }
         for role, phases in role_shares.items():
             # A shard is idle between calls, outside all phases; the others always are in one.
@@ -265,10 +326,11 @@ class Reporter:
         self._learned, self._lags = [], []
         self._phases = {role: [] for role in self._phases}
 
-    def _ratio(self, samples: int, inserts: int) -> float:
+    def _ratio(self) -> float:
         """Samples per insert as the rate limiter counts them: since replay held its minimum."""
-        counted = inserts - self._min_size
-        return (samples - self._samples_before) / counted if counted > 0 else math.nan
+        restored = self._totals.inserts + self._totals.lost - self._totals.accepted
+        counted = self._totals.accepted - max(0, self._min_size - restored)
+        return self._samples_since / counted if counted > 0 else math.nan
 
 
 def _mean(values: Collection[float]) -> float:

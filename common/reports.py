@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.types import EpisodeRecord, PhaseSeconds, WeightsVersion
+
+
+class SaveStatus(NamedTuple):
+    """How saving goes that a process does beside its work.
+
+    Fields:
+      attempts: that ended, well or not, in this incarnation.
+      path: what the newest good one wrote, "" before the first.
+      trouble: why the newest failed, one line; "" if it did not.
+      seconds: that the newest took.
+    """
+
+    attempts: int
+    path: str
+    trouble: str
+    seconds: float
+
+
+NEVER_SAVED = SaveStatus(attempts=0, path="", trouble="", seconds=math.nan)
 
 
 class ReplayReport(NamedTuple):
@@ -29,10 +49,11 @@ class ReplayReport(NamedTuple):
       ended_episodes: games whose records came into this incarnation.
       policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
         acting version's; NaN when there were none.
-      actors: indices of the actors whose segments came since the last report.
+      actors: (index, incarnation) of the actors whose segments came since the last report.
       episodes: games that ended since the last report.
       actor_phases: wall time of all actors by phase since the last report.
       phases: the shard's own wall time by phase since the last report.
+      save: how its snapshots go.
     """
 
     incarnation: int
@@ -48,10 +69,11 @@ class ReplayReport(NamedTuple):
     refused_segments: int
     ended_episodes: int
     policy_lag_learner_steps: float
-    actors: tuple[int, ...]
+    actors: tuple[tuple[int, int], ...]
     episodes: tuple[EpisodeRecord, ...]
     actor_phases: PhaseSeconds
     phases: PhaseSeconds
+    save: SaveStatus
 
 
 class LearnerReport(NamedTuple):
@@ -67,7 +89,8 @@ class LearnerReport(NamedTuple):
       q_mean: mean Q(s_tm1, a_tm1) of the same steps.
       grad_norm: mean gradient norm of the same steps, before clipping.
       phases: wall time by phase since the last report.
-      last_checkpoint: path of the newest checkpoint, "" before the first.
+      dropped_priority_updates: priorities dropped because replay could not take them in time.
+      save: how its checkpoints go.
     """
 
     version: WeightsVersion
@@ -78,7 +101,8 @@ class LearnerReport(NamedTuple):
     q_mean: float
     grad_norm: float
     phases: PhaseSeconds
-    last_checkpoint: str
+    dropped_priority_updates: int
+    save: SaveStatus
 
 
 class EvaluationResult(NamedTuple):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import time
 import weakref
+from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +53,10 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""
         return self.path / "checkpoints"
+
+    def snapshots(self, shard: int) -> Path:
+        """Folder of a replay shard's snapshots."""
+        return self.checkpoints / f"replay_{shard}"
 
     @property
     def log(self) -> Path:
@@ -136,6 +141,35 @@ class RunFolder:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+    def write_incarnations(self, incarnations: Mapping[str, int]) -> None:
+        """Keep which number each process's next incarnation gets, by "role/index".
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        self.write_json("incarnations.json", dict(incarnations))
+
+    def read_incarnations(self) -> dict[str, int]:
+        """Return what `write_incarnations` kept.
+
+        Raises:
+          RunFolderError: the file is missing or damaged: numbers would be given twice.
+        """
+        path = self.path / "incarnations.json"
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"{path}: cannot be read: {error}") from error
+        if not isinstance(found, dict) or not all(
+            type(number) is int and number >= 0 for number in found.values()
+        ):
+            raise RunFolderError(f"{path}: cannot be read: does not hold whole numbers by name")
+        return found
+
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
+        """Travel to other processes as a path; the lock stays here."""
+        return RunFolder, (self.path.resolve(),)
 
     def lock(self) -> None:
         """Keep other processes from training in this folder while this object lives.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,9 +72,20 @@ def make_learner(
 
 
 def checkpoint_payload(
-    config: Config, spec: EnvironmentSpec, learner: Learner, loop: LearnerLoop
+    config: Config,
+    spec: EnvironmentSpec,
+    learner: Learner,
+    loop: LearnerLoop,
+    rng: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return everything needed to resume or evaluate, as plain numbers, text and tensors.
+
+    Args:
+      config: the run.
+      spec: its environment.
+      learner: networks and optimiser.
+      loop: its counters.
+      rng: state of the sampler's generator; learning itself draws nothing.
 
     Raises:
       FloatingPointError: the weights are not finite, so that neither is possible.
@@ -91,6 +103,7 @@ def checkpoint_payload(
             "episodes": loop.episodes,
             "incarnation": loop.version.incarnation,
         },
+        "rng": dict(rng),
     }
 
 

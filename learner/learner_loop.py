@@ -13,7 +13,7 @@ from torch import nn
 
 from common.metrics import PhaseTimer
 from common.networks import flatten_state
-from common.reports import LearnerReport
+from common.reports import NEVER_SAVED, LearnerReport
 from common.types import PriorityUpdate, Weights, WeightsVersion
 from learner.learner import DeviceBatch, Learner
 
@@ -188,8 +188,8 @@ class LearnerLoop:
                 )
             self._send_priorities(PriorityUpdate(ids, priority))
 
-    def report(self, last_checkpoint: str) -> LearnerReport:
-        """Return what happened since the last report.
+    def report(self) -> LearnerReport:
+        """Return what happened since the last report, as far as the loop knows.
 
         Waits for the device, so call it about once a second.
 
@@ -217,7 +217,8 @@ class LearnerLoop:
             q_mean=means[1],
             grad_norm=means[2],
             phases=self._timer.drain(),
-            last_checkpoint=last_checkpoint,
+            dropped_priority_updates=0,
+            save=NEVER_SAVED,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import ray
 
+from common.heartbeat import Alive, Heartbeat
 from common.types import Weights, WeightsVersion
 
 
@@ -29,6 +30,7 @@ class WeightStoreProcess:
 
     def __init__(self) -> None:
         self._latest = LatestWeights(None, 0, [])
+        self._heartbeat = Heartbeat()
 
     def publish(self, weights: Weights) -> None:
         """Take the learner's newest weights."""
@@ -39,6 +41,11 @@ class WeightStoreProcess:
     def latest(self) -> LatestWeights:
         """Return the newest weights by reference."""
         return self._latest
+
+    def alive(self) -> Alive:
+        """Return who this is; that it answers says that it is at work."""
+        self._heartbeat.beat()
+        return self._heartbeat.alive()
 
 
 WeightStore: Any = ray.remote(WeightStoreProcess)

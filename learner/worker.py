@@ -10,10 +10,12 @@ from typing import Any
 import ray
 import torch
 
-from common.config import Config
+from common.heartbeat import Alive, Heartbeat
+from common.plan import Plan
 from common.reports import LearnerReport
+from common.saver import Saver
 from common.source import expect_source
-from common.types import EnvironmentSpec, Weights
+from common.types import Weights
 from learner.assembly import (
     checkpoint_payload,
     load_checkpoint,
@@ -27,12 +29,16 @@ from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayShard
-from replay.sampler import ROWS_PER_CALL, PriorityUpdater
+from replay.handles import ROWS_PER_CALL
+from replay.priority_updater import PriorityUpdater
 
 # Requests to replay and priority updates that may be under way.
 _SAMPLES_IN_FLIGHT = 2
 _UPDATES_IN_FLIGHT = 16
 _REPORT_S = 1.0
+# For the shards to say where they stand. One that is away sets in later.
+_CATCH_UP_S = 30.0
+_STORE_ANSWER_S = 60.0
 
 
 class LearnerProcess:
@@ -40,76 +46,73 @@ class LearnerProcess:
 
     def __init__(
         self,
-        config: Config,
-        spec: EnvironmentSpec,
+        plan: Plan,
         servers: list[Any],
         store: Any,
-        run_dir: str,
         incarnation: int,
-        resume_from: str,
         neighbours: int,
         source: str,
     ) -> None:
         """Build the learner and restore it.
 
         Args:
-          config: the run.
-          spec: its environment.
+          plan: the run, as it stands now: counters and where to resume from.
           servers: the replay shards' handles.
           store: the weight store's handle.
-          run_dir: the run's folder, where checkpoints go.
           incarnation: how many times the run's learner was started before.
-          resume_from: path of a checkpoint, "" for a fresh start.
           neighbours: the run's other busy processes on this host.
           source: the driver's source hash.
         """
         expect_source(source, "learner")
         tune_allocator()
+        config = plan.config
         device = resolve_device(config.learner.device)
         torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
-        self._config = config
-        self._spec = spec
+        self._plan = plan
         self._store = store
-        self._learner = make_learner(config, spec, device=device, serial=False)
-        agent_steps, episodes, samples = 0, 0, 0
-        if resume_from:
-            payload = load_checkpoint(Path(resume_from))
-            self._learner.load_state_dict(payload["learner"])
-            agent_steps = payload["counters"]["agent_steps"]
-            episodes = payload["counters"]["episodes"]
-            samples = payload["counters"]["samples"]
-        shards = [RayShard(server, index) for index, server in enumerate(servers)]
+        self._learner = make_learner(config, plan.spec, device=device, serial=False)
+        self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
         self._sampler = make_sampler(
             config,
-            spec,
-            shards=shards,
+            plan.spec,
+            shards=self._shards,
             in_flight=_SAMPLES_IN_FLIGHT,
             rows_per_request=ROWS_PER_CALL,
         )
-        updater = PriorityUpdater(
-            shards=shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
+        samples = 0
+        if plan.resume_from:
+            saved = load_checkpoint(Path(plan.resume_from))
+            self._learner.load_state_dict(saved["learner"])
+            self._sampler.rng_state = saved["rng"]
+            samples = saved["counters"]["samples"]
+        self._updater = PriorityUpdater(
+            shards=self._shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
         )
+        self._sampler.learner_step = self._learner.learner_step
+        if incarnation > 0:
+            self._sampler.catch_up(_CATCH_UP_S)
         self._prefetcher = Prefetcher(
             fetch=self._sampler.fetch, device=device, depth=config.learner.prefetch_batches
         )
         self._loop = LearnerLoop(
             learner=self._learner,
             fetcher=self._prefetcher,
-            send_priorities=updater.update,
+            send_priorities=self._updater.update,
             send_weights=self._publish,
-            agent_steps=lambda: agent_steps + self._sampler.inserts,
-            episodes=lambda: episodes + self._sampler.episodes,
+            agent_steps=lambda: plan.agent_steps_before + self._sampler.accepted,
+            episodes=lambda: plan.episodes_before + self._sampler.episodes,
             incarnation=incarnation,
             publish_period_learner_steps=config.learner.publish_period_learner_steps,
             samples=samples,
             clock=time.monotonic,
         )
-        self._sampler.learner_step = self._learner.learner_step
-        self._folder = CheckpointFolder(Path(run_dir) / "checkpoints", config.checkpoint.keep)
-        self._last_checkpoint = ""
+        self._folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
+        self._writer = Saver("checkpoint")
         self._published: Any = None
+        self._heartbeat = Heartbeat()
         self._stop = threading.Event()
-        self._report = self._loop.report("")
+        self._save = threading.Event()
+        self._report = self._loop.report()
 
     @ray.method(concurrency_group="control")
     def describe(self) -> str:
@@ -120,31 +123,40 @@ class LearnerProcess:
         return f"learning on {where} with {threads} torch thread{'s' if threads > 1 else ''}"
 
     def run(self) -> None:
-        """Learn until `stop`; save at the end."""
+        """Learn until `stop`; save at the end.
+
+        Raises:
+          FloatingPointError: numbers are no longer finite; nothing was saved since.
+          OSError: the last checkpoint could not be written.
+        """
         self._loop.publish()
         self._learner.warm_up()
-        reported_s = saved_s = time.monotonic()
+        reported_s = -float("inf")
         try:
             while not self._stop.is_set():
+                self._heartbeat.beat()
                 self._loop.run_step(timeout_s=0.2)
                 self._sampler.learner_step = self._learner.learner_step
                 now_s = time.monotonic()
                 if now_s - reported_s >= _REPORT_S:
-                    self._report = self._loop.report(self._last_checkpoint)
+                    self._take_report()
+                    self._keep_published()
                     reported_s = now_s
-                if now_s - saved_s >= self._config.checkpoint.every_minutes * 60.0:
-                    self._save()
-                    saved_s = now_s
-        except FloatingPointError:
-            raise  # these weights are worth nothing
-        except Exception:
-            self._save()  # replay or the weight store died, the weights are sound
-            raise
+                if self._save.is_set() and self._start_saving():
+                    self._save.clear()
         finally:
             self._prefetcher.close()
-        self._save()
+        # Actors stand still by now: what they played last counts, too.
+        self._sampler.refresh(_REPORT_S)
+        self._writer.wait()
+        self._start_saving()
+        self._writer.wait()
+        self._take_report()
+        self._keep_published(_STORE_ANSWER_S)
         self._loop.publish()
-        ray.get(self._published, timeout=60.0)  # the last evaluation plays these
+        self._keep_published(_STORE_ANSWER_S)  # the last evaluation plays these
+        if self._writer.status.trouble:
+            raise OSError(self._writer.status.trouble)
 
     @ray.method(concurrency_group="control")
     def report(self) -> LearnerReport:
@@ -152,22 +164,63 @@ class LearnerProcess:
         return self._report
 
     @ray.method(concurrency_group="control")
+    def alive(self) -> Alive:
+        """Return who this is and when it last did something."""
+        return self._heartbeat.alive()
+
+    @ray.method(concurrency_group="control")
+    def save(self) -> None:
+        """Make `run` save soon, beside the learning; reports tell how it went."""
+        self._save.set()
+
+    @ray.method(concurrency_group="control")
+    def replace(self, role: str, index: int, handle: Any) -> None:
+        """Talk to another process from now on: a replay shard's, or the weight store's."""
+        if role == "replay":
+            self._shards[index].replace(handle)
+        else:
+            self._store = handle
+
+    @ray.method(concurrency_group="control")
     def stop(self) -> None:
         """Make `run` save and return soon."""
         self._stop.set()
 
     def _publish(self, weights: Weights) -> None:
-        if self._published is not None:
-            ray.get(self._published, timeout=60.0)  # the one before, at least a second ago
-        self._published = self._store.publish.remote(weights)
+        """Send weights, unless those before are still under way; the next ones will be newer."""
+        if self._keep_published():
+            self._published = (self._store, weights, self._store.publish.remote(weights))
 
-    def _save(self) -> None:
-        """Write a checkpoint, unless the report refuses the numbers."""
-        self._report = self._loop.report(self._last_checkpoint)
-        payload = checkpoint_payload(self._config, self._spec, self._learner, self._loop)
-        path = self._folder.save(payload, self._learner.learner_step)
-        self._last_checkpoint = str(path)
-        self._report = self._report._replace(last_checkpoint=self._last_checkpoint)
+    def _keep_published(self, timeout_s: float = 0.0) -> bool:
+        """Send the newest weights again if their store died; return whether nothing is under way.
+
+        Args:
+          timeout_s: how long to wait for what is under way.
+        """
+        if self._published is None:
+            return True
+        store, weights, answer = self._published
+        if store is not self._store:  # the one before is gone, and what it held
+            store, answer = self._store, self._store.publish.remote(weights)
+            self._published = (store, weights, answer)
+        return bool(ray.wait([answer], timeout=timeout_s)[0])
+
+    def _take_report(self) -> None:
+        """Report, unless the numbers are refused."""
+        self._report = self._loop.report()._replace(
+            dropped_priority_updates=self._updater.dropped, save=self._writer.status
+        )
+
+    def _start_saving(self) -> bool:
+        """Start to write a checkpoint; False while the one before is being written."""
+        if self._writer.is_busy:
+            return False
+        self._take_report()
+        plan, step = self._plan, self._learner.learner_step
+        payload = checkpoint_payload(
+            plan.config, plan.spec, self._learner, self._loop, self._sampler.rng_state
+        )
+        return self._writer.start(lambda: str(self._folder.save(payload, step)))
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups

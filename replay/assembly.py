@@ -15,6 +15,8 @@ from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
 from replay.sampler import ReplaySampler
 from replay.shard import ReplayShard
+from replay.snapshot import SnapshotFolder
+from replay.state import SnapshotError
 from replay.storage import SegmentStorage
 
 
@@ -82,3 +84,20 @@ def make_sampler(
         in_flight=in_flight,
         rows_per_request=rows_per_request,
     )
+
+
+def restore(shard: ReplayShard, folder: SnapshotFolder) -> str:
+    """Let an empty shard go on from its newest snapshot, and return one line on that.
+
+    A snapshot that cannot be used is said to be so, and the shard stays empty: a run must not stand
+    still for it.
+    """
+    try:
+        found = folder.read_newest()
+        if found is None:
+            return ""
+        shard.restore(found.state)
+    except (SnapshotError, OSError) as error:
+        return f"starts empty: {error}"
+    passed_over = "".join(f"; passed over {line}" for line in found.damaged)
+    return f"goes on with the {len(found.state.masses):,} transitions of its snapshot{passed_over}"

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
-from replay.handles import Pending
+from replay.handles import Pending, ShardLost
 
 # A shard answers within milliseconds; one that is silent so long is stuck or gone.
 _ANSWER_S = 120.0
@@ -30,16 +30,18 @@ class RayPending:
         """Return the answer.
 
         Raises:
-          TimeoutError: none came in two minutes.
+          ShardLost: the process died, or nothing came in two minutes.
         """
         try:
             return ray.get(self._ref, timeout=_ANSWER_S)
         except ray.exceptions.GetTimeoutError as error:
-            raise TimeoutError(f"{self._what}: no answer in {_ANSWER_S:.0f} s") from error
+            raise ShardLost(f"{self._what}: no answer in {_ANSWER_S:.0f} s") from error
+        except ray.exceptions.RayActorError as error:
+            raise ShardLost(f"{self._what}: the process died") from error
 
 
 class RayShard:
-    """A shard in a Ray process.
+    """A shard in a Ray process, or after its death in the one that takes its place.
 
     A push goes to the object store once, however often it is offered.
     """
@@ -48,6 +50,10 @@ class RayShard:
         """Talk to `server`, the actor handle of replay shard `index`."""
         self._server = server
         self._index = index
+
+    def replace(self, server: Any) -> None:
+        """Talk to `server` from now on; any thread may call this."""
+        self._server = server
 
     def prepare(self, push: Push) -> Any:
         """Put the push into the object store."""

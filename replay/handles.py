@@ -8,6 +8,17 @@ from typing import Any, Protocol, TypeVar
 from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
 from replay.shard import ReplayShard
 
+# Rows, asked for or updated, that make a call through Ray worth its cost: docs/decisions.md.
+ROWS_PER_CALL = 512
+
+
+class ShardLost(Exception):
+    """The shard's process is gone, or stuck; later another may answer in its place.
+
+    Whether the call had an effect is not known.
+    """
+
+
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
@@ -23,7 +34,7 @@ class Pending(Protocol[T_co]):
         """Return the answer, or raise what went wrong.
 
         Raises:
-          TimeoutError: the shard does not answer at all.
+          ShardLost: nobody answers.
         """
         ...
 

@@ -77,6 +77,18 @@ class RateLimiter:
         self._samples_per_insert = samples_per_insert
         self._band = band
 
+    def samples_due(self, inserts: int) -> int:
+        """Return the samples at which the error is 0: where a learner that comes anew sets in.
+
+        Args:
+          inserts: transitions ever inserted, over all shards.
+        """
+        return max(0, round(self.error(inserts, 0)))
+
+    def rebase(self, inserts: int, samples: int, lost_inserts: int) -> int:
+        """Return the samples to go on with after a loss; see the function `rebase`."""
+        return rebase(inserts, samples, lost_inserts, self._min_size, self._samples_per_insert)
+
     def error(self, inserts: int, samples: int) -> float:
         """Return how many samples are owed (> 0) or were taken too early (< 0).
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.types import Batch, PriorityUpdate, RunCounts, SampleReply, ShardCounts
+from common.shard_totals import ShardTotals
+from common.types import Batch, RunCounts, SampleReply, ShardCounts
 from replay.decoding import Decoder
-from replay.handles import Pending, ShardHandle
+from replay.handles import Pending, ShardHandle, ShardLost
 from replay.rate_limiter import RateLimiter
 from replay.storage import shard_of
 
 # How long a thread that found nothing to sample waits for the shards' counts before it says so.
 _POLL_S = 0.02
 
-# Rows, asked for or updated, that make a call through Ray worth its cost: docs/decisions.md.
-ROWS_PER_CALL = 512
+_UNKNOWN = ShardCounts(inserts=0, transitions=0, mass=0.0, episodes=0, incarnation=-1, accepted=0)
+
+# Until a shard that does not answer is asked again.
+_LOST_RETRY_S = 0.5
 
 
 def importance_weights(
@@ -64,11 +69,12 @@ class _Request(NamedTuple):
 
     Fields:
       splits: int64[batches, K], rows of each batch asked of each shard.
-      asked: (shard, its replies, one for each batch that it has rows of).
+      asked: (shard, its incarnation as far as known when it was asked, its replies, one for each
+        batch that it has rows of).
     """
 
     splits: NDArray[np.int64]
-    asked: list[tuple[int, Pending[tuple[SampleReply, ...]]]]
+    asked: list[tuple[int, int, Pending[tuple[SampleReply, ...]]]]
 
 
 class ReplaySampler:
@@ -87,6 +93,10 @@ class ReplaySampler:
     Small batches are asked for several at a time, each drawn on its own, since a call through Ray
     costs as much as some 60 rows.
 
+    A shard that dies is drawn from no more; what was asked of it is forgotten, and the others go
+    on. When another process takes its place with fewer transitions, the samples drawn from the lost
+    ones are forgotten, too (replay.rate_limiter.rebase).
+
     `fetch` belongs to one thread; the counters may be read from any.
     """
 
@@ -102,6 +112,7 @@ class ReplaySampler:
         rng: np.random.Generator,
         in_flight: int,
         rows_per_request: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Prepare to sample.
 
@@ -117,6 +128,7 @@ class ReplaySampler:
           in_flight: most requests under way.
           rows_per_request: as many whole batches as fit into this are asked for at once, where the
             limiter lets them; always one at least.
+          clock: seconds, monotonic.
         """
         if batch_size < 1:
             raise ValueError(f"Expect `batch_size` >= 1, actually: {batch_size}")
@@ -131,7 +143,11 @@ class ReplaySampler:
         self._rng = rng
         self._in_flight = in_flight
         self._batches_per_request = max(1, rows_per_request // batch_size)
-        self._counts = [ShardCounts(0, 0, 0.0, 0, 0, 0) for _ in shards]
+        self._counts = [_UNKNOWN for _ in shards]
+        self._totals = ShardTotals(len(shards))
+        self._missed: set[int] = set()  # shards that did not answer when the others were set in
+        self._lost_until_s = [-math.inf] * len(shards)
+        self._clock = clock
         self._requests: deque[_Request] = deque()
         self._drawn: deque[list[SampleReply]] = deque()  # one list for each batch
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
@@ -141,13 +157,18 @@ class ReplaySampler:
 
     @property
     def samples(self) -> int:
-        """Transitions asked for, over all shards."""
+        """Transitions asked for, over all shards, as the limiter counts them."""
         return self._samples
 
     @property
     def inserts(self) -> int:
-        """Transitions inserted over all shards, as they last said; each is one agent step."""
-        return sum(counts.inserts for counts in self._counts)
+        """Transitions inserted over all shards, as they last said, as the limiter counts them."""
+        return self._totals.inserts
+
+    @property
+    def accepted(self) -> int:
+        """Transitions that came in, as the shards last said; each is one agent step."""
+        return self._totals.accepted
 
     @property
     def size(self) -> int:
@@ -156,8 +177,43 @@ class ReplaySampler:
 
     @property
     def episodes(self) -> int:
-        """Training games that ended in the shards' incarnations, as they last said."""
-        return sum(counts.episodes for counts in self._counts)
+        """Training games that ended, over all shards, as they last said."""
+        return self._totals.episodes
+
+    @property
+    def rng_state(self) -> dict[str, Any]:
+        """State of the generator that splits batches over shards: plain numbers and text."""
+        return dict(self._rng.bit_generator.state)
+
+    @rng_state.setter
+    def rng_state(self, state: Mapping[str, Any]) -> None:
+        self._rng.bit_generator.state = state
+
+    def catch_up(self, timeout_s: float) -> bool:
+        """Set in where the shards stand, as a learner must that was not there from the start.
+
+        How often the transitions that they hold were sampled is not known here, so it is taken that
+        neither side is ahead: an error of the limiter's band at most. Call it before `fetch`.
+
+        Returns:
+          Whether every shard answered in time; one that did not counts as empty until it does, and
+          then is set in alike.
+        """
+        deadline_s = self._clock() + timeout_s
+        while not self._totals.is_complete and self._clock() < deadline_s:
+            self._poll(_POLL_S)
+        self._samples = self._limiter.samples_due(self.inserts)
+        self._missed = {k for k, counts in enumerate(self._counts) if counts.incarnation < 0}
+        return self._totals.is_complete
+
+    def refresh(self, timeout_s: float) -> None:
+        """Ask every shard for its counts and wait for the answers, at most so long."""
+        deadline_s = self._clock() + timeout_s
+        while self._polls and self._clock() < deadline_s:
+            self._poll(_POLL_S)  # those asked before may be older than what happened since
+        self._poll(0.0)
+        while self._polls and self._clock() < deadline_s:
+            self._poll(_POLL_S)
 
     def fetch(self) -> Batch | None:
         """Return the next batch, or None when the limiter or an empty replay says "not yet".
@@ -176,7 +232,7 @@ class ReplaySampler:
                 self._poll(0.0)
             self._receive(self._requests.popleft())
             self._request()  # the shards sample the next batches while these are decoded
-        return self._batch(self._drawn.popleft())
+        return self._batch(self._drawn.popleft()) if self._drawn else None
 
     def _request(self) -> None:
         while len(self._requests) < self._in_flight and (batches := self._allowed_batches()):
@@ -191,7 +247,7 @@ class ReplaySampler:
             for shard, column in enumerate(splits.T):
                 if rows := tuple(column[column > 0].tolist()):
                     pending = self._shards[shard].sample(rows, self._run_counts(shard))
-                    asked.append((shard, pending))
+                    asked.append((shard, self._counts[shard].incarnation, pending))
             self._requests.append(_Request(splits, asked))
 
     def _allowed_batches(self) -> int:
@@ -203,16 +259,59 @@ class ReplaySampler:
         return 0
 
     def _receive(self, request: _Request) -> None:
-        """Wait for a request's replies and sort them by batch."""
+        """Wait for a request's replies and sort them by batch.
+
+        Without a shard's rows a batch is none: then all of them are forgotten.
+        """
         drawn: list[list[SampleReply]] = [[] for _ in request.splits]
-        for shard, pending in request.asked:
+        is_whole = True
+        for shard, known, pending in request.asked:
             column = request.splits[:, shard]
-            for batch, reply in zip(np.flatnonzero(column), pending.result(), strict=True):
+            try:
+                replies = pending.result()
+            except ShardLost:
+                self._lose(shard)
+                is_whole = False
+                continue
+            for batch, reply in zip(np.flatnonzero(column), replies, strict=True):
                 rows = int(column[batch])
-                assert len(reply.ids) == rows, (shard, rows, len(reply.ids))
-                self._counts[shard] = reply.counts
+                if len(reply.ids) != rows:
+                    # Only one that took the place of another may hold less than is known.
+                    assert reply.counts.incarnation > known, (shard, rows, len(reply.ids))
+                    is_whole = False
+                self._take(shard, reply.counts)
                 drawn[batch].append(reply)
-        self._drawn.extend(drawn)
+        if is_whole:
+            self._drawn.extend(drawn)
+        else:
+            self._samples = max(0, self._samples - len(drawn) * self._batch_size)
+
+    def _take(self, shard: int, counts: ShardCounts) -> None:
+        """Believe a shard's counts, unless newer ones came before them."""
+        newest = self._counts[shard]
+        if (counts.incarnation, counts.inserts) < (newest.incarnation, newest.inserts):
+            return
+        inserts = self.inserts
+        lost = self._totals.update(
+            shard,
+            incarnation=counts.incarnation,
+            inserts=counts.inserts,
+            accepted=counts.accepted,
+            episodes=counts.episodes,
+        )
+        if lost:
+            self._samples = self._limiter.rebase(inserts, self._samples, lost)
+        if shard in self._missed:
+            self._missed.discard(shard)
+            due = self._limiter.samples_due
+            self._samples += due(self.inserts) - due(inserts)
+        self._counts[shard] = counts
+        self._lost_until_s[shard] = -math.inf
+
+    def _lose(self, shard: int) -> None:
+        """Draw from a shard no more until it answers again."""
+        self._counts[shard] = self._counts[shard]._replace(transitions=0, mass=0.0)
+        self._lost_until_s[shard] = self._clock() + _LOST_RETRY_S
 
     def _poll(self, timeout_s: float) -> None:
         """Ask the shards for their counts, which also tells them the run's.
@@ -220,22 +319,33 @@ class ReplaySampler:
         Wait at most so long for an answer; those that come later are taken in by the next call.
         """
         if not self._polls:
+            now_s = self._clock()
             self._polls = [
                 (shard, handle.counts(self._run_counts(shard)))
                 for shard, handle in enumerate(self._shards)
+                if now_s >= self._lost_until_s[shard]
             ]
+        if not self._polls:
+            time.sleep(timeout_s)
+            return
         self._polls[0][1].wait(timeout_s)
         waiting = []
         for shard, pending in self._polls:
-            if pending.wait(0.0):
-                self._counts[shard] = pending.result()
-            else:
+            if not pending.wait(0.0):
                 waiting.append((shard, pending))
+                continue
+            try:
+                self._take(shard, pending.result())
+            except ShardLost:
+                self._lose(shard)
         self._polls = waiting
 
     def _run_counts(self, shard: int) -> RunCounts:
+        # A new process may hold less than the samples were drawn from: told of them before they are
+        # rebased, it would let the actors run far ahead.
+        is_lost = self._lost_until_s[shard] > -math.inf
         return RunCounts(
-            samples=self._samples,
+            samples=0 if is_lost else self._samples,
             inserts_elsewhere=self.inserts - self._counts[shard].inserts,
             learner_step=self.learner_step,
         )
@@ -253,9 +363,11 @@ class ReplaySampler:
                 f"{ids[row]} of replay shard {shard_of(ids)[row]}"
             )
         stacks = [self._decoder.decode(reply) for reply in replies]
+        # All rows' shards may be lost by now; N cancels out, but 0 would not.
+        size = max(1, self.size)
         return Batch(
             ids=ids,
-            weight=importance_weights(probability, self.size, self._beta),
+            weight=importance_weights(probability, size, self._beta),
             s_tm1=_join([s_tm1 for s_tm1, _ in stacks]),
             a_tm1=a_tm1,
             r_t=np.concatenate([reply.r_t for reply in replies]),
@@ -267,62 +379,3 @@ class ReplaySampler:
 def _join(parts: list[NDArray[Any]]) -> NDArray[Any]:
     """Concatenate, without the copy where there is one part."""
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-class PriorityUpdater:
-    """Sends new priorities to the shards that own the rows and never waits.
-
-    Updates are hints: they are held back until they make a call's worth of rows, and when `window`
-    calls are under way the newest is dropped and counted. One thread only.
-    """
-
-    def __init__(self, *, shards: Sequence[ShardHandle], window: int, rows_per_call: int) -> None:
-        """Prepare to send.
-
-        Args:
-          shards: all shards of the run.
-          window: most calls under way.
-          rows_per_call: updates are sent together once they have so many rows; 1: each at once.
-        """
-        if window < 1:
-            raise ValueError(f"Expect `window` >= 1, actually: {window}")
-        self._shards = shards
-        self._window = window
-        self._rows_per_call = rows_per_call
-        self._held: list[PriorityUpdate] = []
-        self._under_way: deque[Pending[int]] = deque()
-        self._dropped = 0
-
-    @property
-    def dropped(self) -> int:
-        """Priorities dropped because too many updates were under way."""
-        return self._dropped
-
-    def update(self, update: PriorityUpdate) -> None:
-        """Send the update with those held back, hold it back, or drop it.
-
-        Raises:
-          Exception: whatever an earlier update ended with, so that no failure is silent.
-        """
-        while self._under_way and self._under_way[0].wait(0.0):
-            self._under_way.popleft().result()
-        self._held.append(update)
-        if sum(len(held.ids) for held in self._held) < self._rows_per_call:
-            return
-        # In the order of the steps: of a row that comes twice the newest priority stays.
-        update = PriorityUpdate(
-            np.concatenate([held.ids for held in self._held]),
-            np.concatenate([held.priority for held in self._held]),
-        )
-        self._held = []
-        if len(self._under_way) >= self._window:
-            self._dropped += len(update.ids)
-            return
-        shards = shard_of(update.ids)
-        for shard in np.unique(shards):
-            mine = shards == shard
-            self._under_way.append(
-                self._shards[shard].update_priorities(
-                    PriorityUpdate(update.ids[mine], update.priority[mine])
-                )
-            )

@@ -7,12 +7,15 @@ pins the store.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import ray
 
 from common.config import Config
+from common.heartbeat import Alive, Heartbeat
 from common.reports import ReplayReport
+from common.saver import Saver
 from common.source import expect_source
 from common.types import (
     AddReply,
@@ -23,11 +26,12 @@ from common.types import (
     SampleReply,
     ShardCounts,
 )
-from replay.assembly import make_shard
+from replay.assembly import make_shard, restore
+from replay.snapshot import SnapshotFolder
 
 
 class ReplayProcess:
-    """Carries calls to a ReplayShard."""
+    """Carries calls to a ReplayShard, and keeps its snapshots."""
 
     def __init__(
         self,
@@ -36,12 +40,35 @@ class ReplayProcess:
         shard: int,
         incarnation: int,
         max_bytes: int,
+        snapshots: Path | None,
         source: str,
     ) -> None:
+        """Make the shard; it goes on from its newest snapshot, if it has one.
+
+        Args:
+          config: the run.
+          spec: its environment.
+          shard: index of the shard.
+          incarnation: how many times it was started before.
+          max_bytes: most bytes over all shards.
+          snapshots: folder of the shard's snapshots, None for none.
+          source: the driver's source hash.
+        """
         expect_source(source, f"replay shard {shard}")
         self._shard = make_shard(
             config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes
         )
+        self._saver = Saver("snapshot")
+        self._folder: SnapshotFolder | None = None
+        self._description = ""
+        if snapshots is not None:
+            self._folder = SnapshotFolder(snapshots, config.checkpoint.keep)
+            self._description = restore(self._shard, self._folder)
+        self._heartbeat = Heartbeat()
+
+    def describe(self) -> str:
+        """Return one line on what it was restored from, "" if there was nothing."""
+        return self._description
 
     def add(self, push: Push) -> AddReply:
         """See ReplayShard.add."""
@@ -61,7 +88,32 @@ class ReplayProcess:
 
     def report(self) -> ReplayReport:
         """See ReplayShard.report."""
-        return self._shard.report()
+        return self._shard.report()._replace(save=self._saver.status)
+
+    def alive(self) -> Alive:
+        """Return who this is; that it answers says that it is at work."""
+        self._heartbeat.beat()
+        return self._heartbeat.alive()
+
+    def save(self) -> None:
+        """Start to write a snapshot beside the work; reports tell how it went."""
+        folder = self._folder
+        if folder is not None and not self._saver.is_busy:
+            state = self._shard.capture()
+            self._saver.start(lambda: f"snapshot {folder.write(state).number}")
+
+    def finish(self) -> ReplayReport:
+        """Write the last snapshot, wait for it, and return the last report.
+
+        Raises:
+          OSError: it could not be written.
+        """
+        self._saver.wait()
+        self.save()
+        self._saver.wait()
+        if trouble := self._saver.status.trouble:
+            raise OSError(trouble)
+        return self.report()
 
 
 ReplayServer: Any = ray.remote(ReplayProcess)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from common.metrics import PhaseTimer, merge
 from common.packing import PackingError
-from common.reports import ReplayReport
+from common.reports import NEVER_SAVED, ReplayReport
 from common.types import (
     AddReply,
     EpisodeRecord,
@@ -59,7 +59,7 @@ class ReplayShard:
         self._refused = 0
         self._refused_segments = 0
         self._lags: list[float] = []
-        self._actors: set[int] = set()
+        self._actors: set[tuple[int, int]] = set()
         self._episodes: list[EpisodeRecord] = []
         self._ended_episodes = 0
         self._actor_phases: list[PhaseSeconds] = []
@@ -69,6 +69,11 @@ class ReplayShard:
     def inserted(self) -> int:
         """Transitions ever inserted, restored ones included."""
         return self._replay.storage.inserted
+
+    @property
+    def accepted(self) -> int:
+        """Transitions inserted by this incarnation."""
+        return self._replay.storage.accepted
 
     @property
     def ended_episodes(self) -> int:
@@ -99,7 +104,7 @@ class ReplayShard:
                     duplicates += 1
                 else:
                     inserted += 1
-                    self._actors.add(added.name.actor)
+                    self._actors.add((added.name.actor, added.name.incarnation))
                     step = float(added.weights_version[:, 1].mean())
                     self._lags.append(self._run.learner_step - step)
             # A retry of a push that was stored brings its records again.
@@ -154,6 +159,7 @@ class ReplayShard:
             episodes=tuple(self._episodes),
             actor_phases=merge(self._actor_phases),
             phases=self._timer.drain(),
+            save=NEVER_SAVED,
         )
         self._lags, self._episodes, self._actor_phases = [], [], []
         self._actors = set()

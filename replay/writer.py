@@ -9,10 +9,12 @@ from typing import Any
 
 from common.packing import pack_segment
 from common.types import AddReply, EpisodeRecord, PhaseSeconds, Push, Segment
-from replay.handles import Pending, ShardHandle
+from replay.handles import Pending, ShardHandle, ShardLost
 
 # Between two offers of a push that was answered "not yet".
 _RETRY_S = 0.05
+# The same where nobody answered.
+_LOST_RETRY_S = 0.5
 
 
 @dataclass
@@ -33,8 +35,9 @@ class ReplayWriter:
         while not writer.has_room(): writer.wait(0.1)
 
     A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands
-    still here. One call of `push` opens up to one for each shard, perhaps more than the window has
-    room for. One thread only.
+    still here, and so does one whose shard died, until another process takes the shard's place. One
+    call of `push` opens up to one for each shard, perhaps more than the window has room for. One
+    thread only.
     """
 
     def __init__(
@@ -115,10 +118,16 @@ class ReplayWriter:
             if offer.pending is None and self._clock() >= offer.retry_at_s:
                 offer.pending = offer.shard.add(offer.prepared)
             if offer.pending is not None and offer.pending.wait(0.0):
-                if offer.pending.result().accepted:
-                    self._accepted += offer.transitions
-                    continue
+                retry_s = _RETRY_S
+                try:
+                    if offer.pending.result().accepted:
+                        self._accepted += offer.transitions
+                        continue
+                except ShardLost:
+                    # It may have been inserted, so it is offered to the same shard again: there it
+                    # is known by its name.
+                    retry_s = _LOST_RETRY_S
                 offer.pending = None
-                offer.retry_at_s = self._clock() + _RETRY_S
+                offer.retry_at_s = self._clock() + retry_s
             still_open.append(offer)
         self._offers = still_open

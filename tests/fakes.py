@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.compression import compress_frames
+from common.config import Config
 from common.packing import pack_segment
+from common.plan import Plan
+from common.run_folder import RunFolder
 from common.types import (
     AddReply,
     EnvironmentSpec,
@@ -25,6 +29,7 @@ from common.types import (
     ShardCounts,
     TimeSteps,
 )
+from replay.handles import ShardLost
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
 from replay.shard import ReplayShard
@@ -384,6 +389,24 @@ class LateShard:
         return pending
 
 
+class DeadShard:
+    """What a wire leads to after the process at its end has died."""
+
+    def _lose(self, *arguments: Any) -> Any:
+        raise ShardLost("the process died")
+
+    add = sample = counts = update_priorities = _lose
+
+
+def kill(wire: LateShard) -> None:
+    """Let the process at the end of a wire die: what is under way is lost, answers given are not.
+
+    Until another is put in its place, `wire.shard`, every call is lost, too.
+    """
+    wire.shard = DeadShard()
+    wire.deliver_all()
+
+
 class StubbornShard:
     """Answers "not yet" so many times, then accepts everything; samples nothing."""
 
@@ -403,3 +426,23 @@ class StubbornShard:
 
     def counts(self, run: RunCounts) -> ShardCounts:
         raise AssertionError(run)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
+    """Return the plan of a run that begins."""
+    return Plan(
+        config=config,
+        spec=spec,
+        folder=RunFolder(folder),
+        max_bytes=1 << 30,
+        resume_from="",
+        notes=[],
+        agent_steps_before=0,
+        episodes_before=0,
+        learner_steps_before=0,
+        samples_before=0,
+        incarnations={},
+    )

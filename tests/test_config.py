@@ -76,6 +76,7 @@ POSITIVE = [
     "learner__max_grad_value",
     "evaluator__every_minutes",
     "checkpoint__every_minutes",
+    "health__hang_s",
 ]
 SHARES = [
     "env__sticky_actions",
@@ -398,13 +399,16 @@ def test_yaml_values_become_what_the_field_asks_for(
             "lerner: {}",
             "unknown key `lerner`: must be one of preset, total_frames, total_episodes, "
             "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
-            "evaluator, checkpoint",
+            "evaluator, checkpoint, health",
         ),
         (
             "checkpoint: {kep: 3}",
-            "unknown key `checkpoint.kep`: must be one of every_minutes, keep",
+            "unknown key `checkpoint.kep`: must be one of every_minutes, keep, replay",
         ),
-        ("checkpoint: {3: 3}", "unknown key `checkpoint.3`: must be one of every_minutes, keep"),
+        (
+            "checkpoint: {3: 3}",
+            "unknown key `checkpoint.3`: must be one of every_minutes, keep, replay",
+        ),
     ],
 )
 def test_misfit_in_a_file_is_one_line_with_file_key_value_and_rule(

@@ -12,6 +12,7 @@ from disks import SmallDisk
 
 import launch as driver
 from common.run_folder import RunFolder
+from common.serial_run import SerialRun
 from common.tensorboard import read_scalars
 from learner.checkpoint import CheckpointFolder, load
 
@@ -52,7 +53,7 @@ def test_disk_that_fills_up_changes_neither_result_nor_exit_code(
         small_disk.fill()
         return "done"
 
-    monkeypatch.setattr(driver, "run_serial", full_at_the_end)
+    monkeypatch.setattr(SerialRun, "run", full_at_the_end)
     path = small_disk.path / "run"
     assert driver.main([*NEW, "--run-dir", str(path)]) == 0
     said = capsys.readouterr().out
@@ -104,7 +105,7 @@ def test_resume_without_checkpoints_is_one_line(run: Path, refused: Callable[...
 
 
 def test_resume_from_nothing_but_damage_is_one_line(run: Path, refused: Callable[..., str]) -> None:
-    for path in (run / "checkpoints").iterdir():
+    for path in (run / "checkpoints").glob("*.pt"):
         path.write_bytes(path.read_bytes()[:1_000])
     said = refused("--resume", run, "--total-frames", "2200")
     assert "truncated, or no checkpoint at all" in said

@@ -29,10 +29,17 @@ ARROWS = {
 # actors and learner never see each other.
 CROSSINGS = {
     "actors/worker.py": {"replay.client", "replay.writer"},
-    "learner/worker.py": {"replay.assembly", "replay.client", "replay.sampler"},
+    "learner/worker.py": {
+        "replay.assembly",
+        "replay.client",
+        "replay.handles",
+        "replay.priority_updater",
+    },
 }
 RAY_SHELLS = {
     "actors/worker.py",
+    "common/crew.py",
+    "common/placement.py",
     "common/ray_run.py",
     "common/ray_session.py",
     "launch.py",

@@ -33,13 +33,6 @@ def expect_tags(run: Path, expected: set[str]) -> None:
         assert any(re.fullmatch(f"time/{role}_.+_share", tag) for tag in written), (role, written)
 
 
-def frames_written(run: Path) -> float:
-    """Return how many frames the run's newest scalars speak of."""
-    time.sleep(0.5)  # reading the events costs more than the run needs between two of them
-    scalars = read_scalars(run)
-    return float(scalars["replay/transitions"][0][-1]) if "replay/transitions" in scalars else 0.0
-
-
 def has_learned(run: Path) -> bool:
     """Return whether the run's scalars speak of learner steps."""
     time.sleep(0.5)
@@ -161,41 +154,6 @@ def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.ray
-def test_a_killed_actor_is_started_again_and_its_transitions_count(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with started(*ENDLESS, "--actors", "1", "--run-dir", str(run)) as launched:
-        launched.wait_for("every actor has pushed")
-        (victim,) = launched.workers("ActorProcess")
-        victim.kill()
-        launched.wait_for("actor 0 died, starting it again")
-        launched.wait_until(lambda: frames_written(run) > 0, "scalar")
-        before = frames_written(run)
-        # It is the only actor: what replay accepts from now on comes from the new one.
-        launched.wait_until(lambda: frames_written(run) > before + 1_000, "1,000 more frames")
-        expect_130(launched, signal.SIGTERM)
-    _, restarts, _ = read_scalars(run)["health/actor_restarts"]
-    assert restarts[-1] == 1
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.parametrize("role", ["LearnerProcess", "ReplayProcess"])
-def test_a_run_whose_learner_or_replay_is_killed_ends_1_and_says_why(
-    tmp_path: Path, role: str
-) -> None:
-    run = tmp_path / "run"
-    with started(*ENDLESS, "--run-dir", str(run)) as launched:
-        launched.wait_for("every actor has pushed")
-        (victim,) = launched.workers(role)
-        victim.kill()
-        done = launched.wait(60.0)
-    assert done.returncode == 1
-    assert "the run ended: " in done.stdout
-    assert "Traceback" not in done.stderr
-    assert result_of(run)["end_reason"] not in ("done", "interrupted", "failed")
-
-
-@pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_ray_starts_exits_130_and_leaves_nothing(
     tmp_path: Path, number: int
@@ -227,19 +185,6 @@ def test_ctrl_c_while_modules_are_imported_exits_130_in_silence(tmp_path: Path) 
         expect_130(launched, signal.SIGINT)
         assert launched.said == ""
     assert not run.exists()
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_nothing_of_a_driver_that_was_killed_is_left_in_the_end(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with started(*ENDLESS, "--run-dir", str(run)) as launched:
-        launched.wait_for("every actor has pushed")
-        launched.kill()
-        launched.wait_until_gone(30.0)
-        # Ray's own agents, which hold no port and no memory to speak of, wait a minute for news.
-        assert launched.workers("ActorProcess") + launched.workers("LearnerProcess") == []
-        assert launched.wait_until_gone(90.0) == []
 
 
 def expect_130(launched: Launched, number: int) -> None:

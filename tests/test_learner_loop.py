@@ -140,7 +140,7 @@ def test_priorities_are_those_of_their_own_ids() -> None:
 def test_samples_go_on_from_where_the_run_stood() -> None:
     bench = Bench(samples=1000)
     bench.run(3)
-    assert bench.loop.samples == bench.loop.report("").samples == 1000 + 3 * B
+    assert bench.loop.samples == bench.loop.report().samples == 1000 + 3 * B
 
 
 def test_learner_hears_with_each_step_how_many_games_ended() -> None:
@@ -209,19 +209,18 @@ def test_report_has_the_means_of_the_steps_since_the_last() -> None:
     bench = Bench(incarnation=1)
     bench.agent_steps = 33
     bench.run(3)
-    report = bench.loop.report("checkpoint_3.pt")
+    report = bench.loop.report()
     assert report.td_loss == pytest.approx((1 + 2 + 3) / 3)
     assert report.q_mean == pytest.approx(10 * (1 + 2 + 3) / 3)
     assert report.grad_norm == pytest.approx(100 * (1 + 2 + 3) / 3)
     assert report.version == WeightsVersion(1, 3)
     assert (report.learner_step, report.samples, report.agent_steps) == (3, 3 * B, 33)
-    assert report.last_checkpoint == "checkpoint_3.pt"
     bench.run(2)
-    assert bench.loop.report("").td_loss == pytest.approx((4 + 5) / 2)
+    assert bench.loop.report().td_loss == pytest.approx((4 + 5) / 2)
 
 
 def test_report_without_steps_says_nothing_of_them() -> None:
-    report = Bench().loop.report("")
+    report = Bench().loop.report()
     assert all(math.isnan(value) for value in (report.td_loss, report.q_mean, report.grad_norm))
     assert report.learner_step == 0
 
@@ -229,9 +228,9 @@ def test_report_without_steps_says_nothing_of_them() -> None:
 def test_phases_name_where_the_time_went_and_start_again() -> None:
     bench = Bench(period=1)
     bench.run(2)
-    names = {name for name, _ in bench.loop.report("").phases.phases}
+    names = {name for name, _ in bench.loop.report().phases.phases}
     assert names == {"wait", "step", "priorities", "publish"}
-    assert bench.loop.report("").phases.phases == ()
+    assert bench.loop.report().phases.phases == ()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -242,7 +241,7 @@ def test_learning_that_blew_up_is_an_error(poison: float) -> None:
     bench.run(1)
     match = rf"Expect finite numbers from the learner, actually at learner step 3: loss {poison}"
     with pytest.raises(FloatingPointError, match=match):
-        bench.loop.report("")
+        bench.loop.report()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -345,7 +344,7 @@ def test_loop_turns_the_real_learner_and_replay() -> None:
     assert updates[0].priority == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert loop.samples == 3 * 8
     assert not loop._sums.requires_grad
-    report = loop.report("")
+    report = loop.report()
     assert all(map(math.isfinite, (report.td_loss, report.q_mean, report.grad_norm)))
 
 
@@ -381,16 +380,16 @@ def test_return_that_blows_up_the_learner_is_an_error_before_anything_leaves(
     )
     loop.publish()
     loop.run_step(0.0)
-    assert checkpoint_payload(config, ENVIRONMENT, learner, loop)["format"] > 0
+    assert checkpoint_payload(config, ENVIRONMENT, learner, loop, {})["format"] > 0
     r_t[3] = bad
     loop.run_step(0.0)
     assert len(updates) == 1
     with pytest.raises(FloatingPointError, match="Expect finite weights"):
         loop.publish()
     with pytest.raises(FloatingPointError, match="Expect finite weights"):
-        checkpoint_payload(config, ENVIRONMENT, learner, loop)
+        checkpoint_payload(config, ENVIRONMENT, learner, loop, {})
     with pytest.raises(FloatingPointError, match="actually at learner step 2: loss"):
-        loop.report("")
+        loop.report()
     if math.isfinite(bad):  # that batch's errors were finite still
         loop.run_step(0.0)
     with pytest.raises(FloatingPointError, match="Expect finite priorities"):

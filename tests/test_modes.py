@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from fakes import new_plan
 
 import actors
 import launch
@@ -43,7 +44,9 @@ SHELLS = {
     "replay.server",
 }
 # What carries messages: calls in one process, or Ray; a thread that fetches ahead, or none.
-WIRE = {"Done", "LocalShard", "SynchronousFetcher", "Prefetcher"}
+WIRE = {"Done", "LocalShard", "LocalReplay", "SynchronousFetcher", "Prefetcher"}
+# What launch.py itself holds in both modes.
+DRIVER = {"BestWeights"}
 # How much is under way at once is a matter of the wire.
 WINDOWS = {
     ("ReplaySampler", "in_flight"),
@@ -121,7 +124,7 @@ def parts_of_serial(run: Path) -> set[Part]:
     flags = ("--preset", "cartpole", "--serial", "--total-frames", "1200", "--run-dir", str(run))
     with parts_of(built):
         assert launch.main(flags) == 0
-    return {part for part in built if part.name not in WIRE}
+    return {part for part in built if part.name not in WIRE | DRIVER}
 
 
 def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
@@ -131,12 +134,12 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
     # It would hold for this whole process.
     monkeypatch.setattr(learner_worker, "tune_allocator", lambda: None)
     with parts_of(built):
-        ReplayProcess(CONFIG, spec, 0, 0, total_memory_bytes() // 2, source)
+        ReplayProcess(CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", source)
         ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
-        process = LearnerProcess(CONFIG, spec, [nobody], nobody, str(run), 0, "", 0, source)
+        process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
         process._prefetcher.close()
         EvaluatorProcess(CONFIG, spec, nobody, 0, source)
-    return {part for part in built if part.name not in WIRE}
+    return {part for part in built if part.name not in WIRE | DRIVER}
 
 
 def test_serial_and_ray_build_the_same_cores_with_the_same_settings(

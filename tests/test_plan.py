@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import new_plan
 
 from common.config import AgentConfig, Config
 from common.networks import build_network
-from common.plan import Plan, network_problems
-from common.run_folder import RunFolder
+from common.plan import network_problems
 from common.types import EnvironmentSpec, ObservationSpec
 
 ATARI = ObservationSpec((84, 84), "uint8", 4)
@@ -63,18 +63,10 @@ def test_vectors_take_the_mlp_and_pictures_do_not() -> None:
 
 
 def test_run_ends_after_its_frames_or_its_games_less_those_played_before(tmp_path: Path) -> None:
-    plan = Plan(
-        config=Config(total_frames=1_001, total_episodes=30),
-        spec=spec_of(ATARI),
-        folder=RunFolder(tmp_path),
-        max_bytes=1,
-        resume_from="",
-        skipped=[],
+    plan = dataclasses.replace(
+        new_plan(Config(total_frames=1_001, total_episodes=30), spec_of(ATARI), tmp_path),
         agent_steps_before=100,
         episodes_before=12,
-        learner_steps_before=0,
-        samples_before=0,
-        incarnation=0,
     )
     assert plan.agent_steps_left == 251 - 100  # 1,001 frames are 251 agent steps of 4
     assert plan.episodes_left == 30 - 12

@@ -25,7 +25,8 @@ from learner.weight_store import WeightStore
 from replay.assembly import make_sampler
 from replay.client import RayShard
 from replay.handles import ShardHandle
-from replay.sampler import PriorityUpdater, ReplaySampler
+from replay.priority_updater import PriorityUpdater
+from replay.sampler import ReplaySampler
 from replay.server import ReplayServer
 from replay.storage import shard_of
 from replay.writer import ReplayWriter
@@ -46,7 +47,7 @@ def serve() -> Iterator[Serve]:
 
     def start(config: Config, spec: EnvironmentSpec, shard: int, incarnation: int) -> Any:
         server = ReplayServer.options(num_cpus=0).remote(
-            config, spec, shard, incarnation, config.replay.max_bytes, source_hash()
+            config, spec, shard, incarnation, config.replay.max_bytes, None, source_hash()
         )
         servers.append(server)
         return server
@@ -170,7 +171,9 @@ def test_a_push_that_does_not_fit_raises_in_the_writer(connect: Connect) -> None
 
 
 def test_a_replay_process_of_other_code_refuses_to_work() -> None:
-    server = ReplayServer.options(num_cpus=0).remote(CONFIG, ENVIRONMENT, 0, 0, 10**6, "0" * 16)
+    server = ReplayServer.options(num_cpus=0).remote(
+        CONFIG, ENVIRONMENT, 0, 0, 10**6, None, "0" * 16
+    )
     with pytest.raises(RayActorError, match="runs other code or versions than the driver"):
         RayShard(server, 0).counts(START).result()
 

@@ -14,7 +14,7 @@ from design_tags import DESIGN_TAGS
 
 from common.console import Console, RunStatus
 from common.reporter import Progress, Reporter
-from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport
 from common.tensorboard import EventWriter, Series, read_scalars
 from common.types import (
     EnvironmentSpec,
@@ -31,6 +31,7 @@ PONG = EnvironmentSpec(
     action_repeat_frames=4,
     protocol="",
 )
+NUM_SHARDS = 3
 RESTARTS = {"actor": 3, "replay": 0, "learner": 1}
 
 # The same with phases that stand for each role's.
@@ -41,6 +42,15 @@ TAGS = DESIGN_TAGS | {
     "time/replay_sample_share",
     "time/learner_step_share",
     "time/learner_wait_share",
+}
+
+BEYOND_DESIGN = {
+    "train/episode_agent_steps",
+    "train/episode_return_epsilon_quartile_1",
+    "replay/refused_segments",
+    "replay/evicted_transitions",
+    "replay/lost_transitions",
+    "learner/dropped_priority_updates",
 }
 
 
@@ -71,8 +81,10 @@ def shard_report(**changes: Any) -> ReplayReport:
         episodes=(),
         actor_phases=phases(),
         phases=phases(),
+        save=NEVER_SAVED,
     )
-    return report._replace(**changes)
+    accepted = changes.get("inserts", 0)
+    return report._replace(**({"accepted": accepted} | changes))
 
 
 def learner_report(**changes: Any) -> LearnerReport:
@@ -85,7 +97,8 @@ def learner_report(**changes: Any) -> LearnerReport:
         q_mean=math.nan,
         grad_norm=math.nan,
         phases=phases(),
-        last_checkpoint="",
+        dropped_priority_updates=0,
+        save=NEVER_SAVED,
     )
     return report._replace(**changes)
 
@@ -109,6 +122,7 @@ class Stage:
         self.now_s = 1_000.0
         self.output = io.StringIO()
         self.statuses: list[RunStatus] = []
+        self.ended = [0] * NUM_SHARDS
         self.console = Console(stream=self.output, log_file=None, clock=lambda: self.now_s)
         show = self.console.update
 
@@ -124,6 +138,7 @@ class Stage:
         settings: dict[str, Any] = {
             "spec": PONG,
             "total_frames": 40_000,
+            "num_shards": NUM_SHARDS,
             "capacity": 1_000,
             "min_size": 0,
             "samples_before": 0,
@@ -147,7 +162,13 @@ class Stage:
     ) -> RunStatus:
         self.now_s += after_s
         report = learner_report() if learner is None else learner
-        self.reporter.update(shards, report, RESTARTS if restarts is None else restarts)
+        for index, shard in enumerate(shards):
+            self.ended[index] += len(shard.episodes)
+        reports = {
+            index: shard._replace(ended_episodes=self.ended[index])
+            for index, shard in enumerate(shards)
+        }
+        self.reporter.update(reports, report, RESTARTS if restarts is None else restarts)
         return self.statuses[-1]
 
     def scalars(self) -> dict[str, Series]:
@@ -238,7 +259,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         250 * 4,
         pytest.approx((11.5 + 20.7) / (14.6 + 20.7)),
     )
-    known = TAGS | {"train/episode_agent_steps", "train/episode_return_epsilon_quartile_1"}
+    known = TAGS | BEYOND_DESIGN
     assert set(scalars) == known
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -285,3 +287,75 @@ def test_memory_is_the_containers_where_that_has_less(
     limits = (tmp_path / "memory.max", tmp_path / "missing")
     monkeypatch.setattr(run_folder, "_CONTAINER_LIMITS", limits)
     assert total_memory_bytes() == (1_000_000 if is_less else whole)
+
+
+def test_incarnations_come_back_as_they_were_written(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for incarnations in ({}, {"actor/0": 3, "replay/1": 0}, {"actor/0": 4}):
+        folder.write_incarnations(incarnations)
+        assert folder.read_incarnations() == incarnations
+    assert tree(tmp_path) == ["incarnations.json"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        '{"actor/0": 1',
+        "null",
+        "[1, 2]",
+        '{"actor/0": null}',
+        '{"actor/0": "1"}',
+        '{"actor/0": 1.5}',
+        '{"actor/0": true}',
+        '{"actor/0": -1}',
+        '{"actor/0": Infinity}',
+    ],
+)
+def test_damaged_incarnations_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    """A number that was given before would be given twice."""
+    path = tmp_path / "incarnations.json"
+    path.write_text(text)
+    with pytest.raises(RunFolderError) as caught:
+        RunFolder(tmp_path).read_incarnations()
+    assert str(caught.value).startswith(f"{path}: cannot be read: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [lambda path: None, lambda path: path.write_bytes(b"\xff{}")])
+def test_missing_or_unreadable_incarnations_are_refused(
+    tmp_path: Path, damage: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "incarnations.json"
+    damage(path)
+    with pytest.raises(RunFolderError, match=re.escape(f"{path}: cannot be read: ")):
+        RunFolder(tmp_path).read_incarnations()
+
+
+def test_incarnations_that_cannot_be_written_leave_the_older_ones(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_incarnations({"actor/0": 1})
+    with files_no_longer_than(4), pytest.raises(OSError):
+        folder.write_incarnations({"actor/0": 2})
+    assert folder.read_incarnations() == {"actor/0": 1}
+    assert tree(tmp_path) == ["incarnations.json"]
+
+
+def test_folder_travels_as_an_absolute_path_and_without_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = RunFolder(Path("run"))
+    folder.path.mkdir()
+    folder.lock()
+    sent = pickle.dumps(folder)
+    monkeypatch.chdir("/")
+    there = pickle.loads(sent)
+    assert there.path == tmp_path / "run"
+    assert there.snapshots(2) == tmp_path / "run" / "checkpoints" / "replay_2"
+    there.unlock()  # it never held it
+    with pytest.raises(RunFolderError, match="is in use by process"):
+        there.lock()
+    folder.unlock()
+    there.lock()
+    there.unlock()

@@ -27,8 +27,9 @@ from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment
 from replay.assembly import make_sampler as make_sampler_from
 from replay.decoding import Decoder
 from replay.handles import LocalShard, ShardHandle
+from replay.priority_updater import PriorityUpdater
 from replay.rate_limiter import RateLimiter
-from replay.sampler import PriorityUpdater, ReplaySampler, importance_weights, split_rows
+from replay.sampler import ReplaySampler, importance_weights, split_rows
 from replay.shard import ReplayShard
 from replay.storage import shard_of
 from replay.writer import ReplayWriter
@@ -757,24 +758,7 @@ def test_trap_push_larger_than_the_band_is_what_stands_still(shards: int) -> Non
     assert run.samples <= (run.inserts - 50) * 8.0 + 119
 
 
-# --- priority updates -----------------------------------------------------------------------------
-
-
-def priorities(ids: Sequence[int], value: float = 3.0) -> PriorityUpdate:
-    return PriorityUpdate(np.array(ids, np.int64), np.full(len(ids), value, np.float32))
-
-
-def test_update_reaches_the_shards_that_own_the_rows() -> None:
-    wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 8])]
-    updater = PriorityUpdater(shards=wires, window=4, rows_per_call=1)
-    second = 2**56
-    update = PriorityUpdate(
-        np.array([second + 1, 4, second + 7, 0]), np.array([1, 2, 3, 4], np.float32)
-    )
-    updater.update(update)
-    sent = [wire.calls[0][1][0] for wire in wires]
-    assert [one.ids.tolist() for one in sent] == [[4, 0], [second + 1, second + 7]]
-    assert [one.priority.tolist() for one in sent] == [[2, 4], [1, 3]]
+# --- what else it tells ---------------------------------------------------------------------------
 
 
 def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
@@ -789,61 +773,6 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
     total = sum(core.counts(NOTHING_RUN).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
     assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
-
-
-def test_newest_update_is_dropped_and_counted_when_the_window_is_full() -> None:
-    wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=2, rows_per_call=1)
-    for _ in range(2):
-        updater.update(priorities([1, 2]))
-    assert updater.dropped == 0
-    updater.update(priorities([3, 4, 5]))
-    assert updater.dropped == 3
-    assert wire.count("update_priorities") == 2
-    wire.deliver()
-    updater.update(priorities([6]))
-    assert updater.dropped == 3
-    assert wire.count("update_priorities") == 3
-
-
-def test_updates_are_held_back_until_they_make_a_call() -> None:
-    wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=1, rows_per_call=5)
-    updater.update(priorities([1, 2], 7.0))
-    updater.update(priorities([3, 4], 8.0))
-    assert wire.count("update_priorities") == 0
-    updater.update(priorities([1, 5], 9.0))
-    (call,) = wire.calls
-    assert call[1][0].ids.tolist() == [1, 2, 3, 4, 1, 5]
-    assert call[1][0].priority.tolist() == [7, 7, 8, 8, 9, 9]
-    wire.deliver_all()
-    mass = 3 * 1.0 + 7.0 + 8.0 + 8.0 + 9.0 + 9.0  # of row 1 the newest priority stays
-    assert wire.shard.counts(NOTHING_RUN).mass == pytest.approx(mass + 8e-6)
-    updater.update(priorities([1, 2, 3]))
-    assert wire.count("update_priorities") == 1, "what is sent is not sent again"
-
-
-def test_update_does_not_wait_for_an_answer() -> None:
-    wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=3, rows_per_call=1)
-    for _ in range(5):
-        updater.update(priorities([1]))
-    assert set(wire.waits_s) == {0.0}
-    assert wire.under_way == 3
-
-
-def test_failure_of_an_update_reaches_the_next_one() -> None:
-    wire = LateShard(filled([[1.0] * 8])[0])
-    updater = PriorityUpdater(shards=[wire], window=3, rows_per_call=1)
-    updater.update(priorities([1], np.nan))
-    wire.deliver()
-    with pytest.raises(ValueError, match="Expect finite priorities >= 0, actually: nan"):
-        updater.update(priorities([2]))
-
-
-def test_window_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
-        PriorityUpdater(shards=[], window=0, rows_per_call=1)
 
 
 def test_games_that_ended_are_summed_over_the_shards() -> None:

@@ -119,7 +119,7 @@ def test_episodes_actors_and_phases_are_reported_once() -> None:
         )
         assert shard.add(push).accepted
     report = shard.report()
-    assert report.actors == (1, 3)
+    assert report.actors == ((1, 0), (3, 0))
     assert [episode.agent_steps for episode in report.episodes] == [3, 1, 3]
     assert dict(report.actor_phases.phases) == {"pack": 3 * 0.25, "wait": 3.0 + 1.0 + 3.0}
     assert {name for name, _ in report.phases.phases} == {"add"}

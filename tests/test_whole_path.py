@@ -36,7 +36,8 @@ from common.types import (
     WeightsVersion,
 )
 from replay.assembly import make_sampler
-from replay.sampler import PriorityUpdater, ReplaySampler
+from replay.priority_updater import PriorityUpdater
+from replay.sampler import ReplaySampler
 from replay.writer import ReplayWriter
 
 N_STEP = 3

@@ -10,6 +10,7 @@ from fakes import (
     FakeClock,
     LateShard,
     StubbornShard,
+    kill,
     make_segment,
     make_shard,
 )
@@ -199,6 +200,83 @@ def test_dead_shard_is_an_error_and_not_a_silence() -> None:
 def test_window_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="Expect `window` >= 1, actually: 0"):
         make_writer([], window=0)
+
+
+# --- lost shards ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("was_inserted", [False, True])
+def test_push_that_a_dead_shard_was_offered_is_inserted_once_in_its_follower(
+    was_inserted: bool,
+) -> None:
+    """Whether the dead one had it is not known, so it is offered again, and known by its name."""
+    wire = LateShard(make_shard())
+    writer, clock = make_writer([wire], window=1)
+    push(writer, 4, episodes=(EPISODE,))
+    if was_inserted:
+        wire.shard.add(offered(wire)[0])  # and its answer never came
+    state = wire.shard.capture()
+    kill(wire)
+    assert not writer.has_room()
+    follower = make_shard(incarnation=1)
+    follower.restore(state)
+    wire.shard = follower
+    clock.now_s += 0.49
+    assert not writer.has_room()
+    assert wire.count("add") == 1, "not before its time"
+    clock.now_s += 0.02
+    assert not writer.has_room()
+    assert wire.count("add") == 2
+    wire.deliver()
+    assert writer.has_room()
+    assert [sequences(one) for one in offered(wire)] == [[4], [4]]
+    assert wire.count("prepare") == 1
+    assert follower.inserted == 5
+    assert follower.report().duplicate_segments == int(was_inserted)
+    assert writer.accepted_transitions == 5
+
+
+def test_push_is_offered_to_a_dead_shard_until_another_takes_its_place() -> None:
+    wire = LateShard(make_shard())
+    writer, clock = make_writer([wire], window=1)
+    push(writer, 0)
+    kill(wire)
+    for _ in range(100):
+        clock.now_s += 0.1
+        wire.deliver_all()
+        assert not writer.has_room()
+    assert 10 <= wire.count("add") <= 20, "about twice a second"
+    wire.shard = make_shard(incarnation=1)
+    clock.now_s += 0.5
+    wire.deliver_all()
+    if not writer.has_room():
+        wire.deliver_all()
+    assert writer.has_room()
+    assert wire.shard.inserted == 5
+
+
+def test_other_shards_take_pushes_while_one_is_lost() -> None:
+    wires = [LateShard(make_shard(shard=k)) for k in range(2)]
+    writer, _ = make_writer(wires, window=2)
+    kill(wires[0])
+    push(writer, 0, 1)
+    for wire in wires:
+        wire.deliver_all()
+    assert writer.has_room()
+    assert writer.accepted_transitions == 5
+    assert [wire.count("add") for wire in wires] == [1, 1], "never offered to another shard"
+
+
+def test_waiting_for_a_lost_shard_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("replay.writer.time.sleep", slept.append)
+    wire = LateShard(make_shard())
+    writer, _ = make_writer([wire], window=1)
+    push(writer, 0)
+    kill(wire)
+    assert not writer.has_room()
+    writer.wait(10.0)
+    assert slept == [0.5]
 
 
 # --- traps ----------------------------------------------------------------------------------------

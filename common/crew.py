@@ -1,0 +1,214 @@
+"""RAY SHELL: the run's processes: started, watched, replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+
+from common.console import Console
+from common.supervisor import GiveUp, Supervisor, WorkerName
+from common.watch import Watch
+
+# Processes whose `run` turns a loop until they are stopped; the others only answer.
+_RUNNING = ("actor", "evaluator", "learner")
+# Whose handle others hold, and so have to be told of the process that takes its place.
+_CALLED_BY_OTHERS = ("replay", "weight_store")
+_ANSWER_S = 60.0
+
+
+class RunEnded(Exception):
+    """The run cannot go on; the text is the reason."""
+
+
+def cause_of(error: BaseException) -> str:
+    """Return the line of a Ray error that says what happened, which is its last."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else repr(error)
+
+
+class Crew:
+    """Every process of a run, by (role, index).
+
+    The loop it lives in:
+
+        for name in everyone: crew.start(name)
+        while running: crew.supervise()        # raises RunEnded when it has to give up
+
+    It alone creates processes (Ray is told never to restart one), so it knows every incarnation's
+    number. A process that died is replaced by the next incarnation, after a delay if it died
+    quickly; one that is silent for too long is killed first. Whoever called the dead one is told of
+    the new one. One thread only.
+    """
+
+    def __init__(
+        self,
+        *,
+        create: Callable[[WorkerName, int], Any],
+        supervisor: Supervisor,
+        watch: Watch,
+        console: Console,
+        is_local: bool,
+    ) -> None:
+        """Know nobody yet.
+
+        Args:
+          create: makes the process of a name and an incarnation number; returns its handle.
+          supervisor: decides on deaths.
+          watch: decides on silence.
+          console: gets events.
+          is_local: every process runs on this host, so that one which Ray cannot reach can be
+            killed by its pid.
+        """
+        self._create = create
+        self._supervisor = supervisor
+        self._watch = watch
+        self._console = console
+        self._is_local = is_local
+        self._handles: dict[WorkerName, Any] = {}
+        self._incarnations: dict[WorkerName, int] = {}
+        self._dead: set[WorkerName] = set()
+        self._runs: dict[Any, WorkerName] = {}  # ObjectRef of `run` -> whose
+        self._questions: dict[Any, WorkerName] = {}  # ObjectRef of `alive` -> whose
+        self._pids: dict[WorkerName, int] = {}
+        self._died_s: dict[WorkerName, float] = {}  # of those that have not come back yet
+
+    def start(self, name: WorkerName) -> None:
+        """Start a process for the first time, or again; tell those who call it."""
+        now_s = time.monotonic()
+        incarnation = self._incarnations[name] = self._supervisor.started(*name, now_s)
+        handle = self._handles[name] = self._create(name, incarnation)
+        self._dead.discard(name)
+        self._watch.started(name, now_s)
+        self._ask(name)
+        if name[0] in _RUNNING:
+            self._runs[handle.run.remote()] = name
+        if name[0] in _CALLED_BY_OTHERS:
+            for other in self._handles:
+                if other[0] in _RUNNING and other not in self._dead:
+                    self._handles[other].replace.remote(*name, handle)
+
+    def handle(self, name: WorkerName) -> Any:
+        """Return the handle of a process, None while it is dead or was never started."""
+        return None if name in self._dead else self._handles.get(name)
+
+    def handles(self, role: str) -> list[Any]:
+        """Return the handles of a role by index; of a dead process the handle it had."""
+        return [handle for (theirs, _), handle in sorted(self._handles.items()) if theirs == role]
+
+    def living(self, role: str) -> dict[WorkerName, Any]:
+        """Return the handles of a role's processes that are not known to be dead."""
+        return {
+            name: handle
+            for name, handle in self._handles.items()
+            if name[0] == role and name not in self._dead
+        }
+
+    def runs(self, role: str) -> list[Any]:
+        """Return the ObjectRefs of `run` of a role's living processes."""
+        return [ref for ref, name in self._runs.items() if name[0] == role]
+
+    def heard(self, name: WorkerName, incarnation: int) -> None:
+        """Take note that a process was at work just now; word of a dead incarnation is ignored."""
+        if incarnation == self._incarnations[name]:
+            self._watch.heard(name, time.monotonic())
+            self._welcome(name)
+
+    def supervise(self) -> None:
+        """Bury the dead and the silent, ask the quiet, start again whoever is due.
+
+        Raises:
+          RunEnded: one died too often, or of what another start would not mend.
+        """
+        for ref in _ready(self._runs):
+            if (name := self._runs.pop(ref, None)) is None:
+                continue  # buried a moment ago
+            try:
+                ray.get(ref, timeout=_ANSWER_S)
+            except ray.exceptions.RayError as error:
+                self.bury(name, self._handles[name], error)
+            else:
+                self._bury(name, "it ended by itself")
+        self._listen()
+        now_s = time.monotonic()
+        for name, silence_s in self._watch.hung(now_s).items():
+            self._bury(name, f"it hung: silent for {silence_s:.0f} s")
+        for name in self._supervisor.due(now_s):
+            self.start(name)
+
+    def bury(self, name: WorkerName, handle: Any, error: ray.exceptions.RayError) -> None:
+        """Take note that a call to a process failed, unless another took its place meanwhile.
+
+        Raises:
+          RunEnded: as `supervise`.
+        """
+        if handle is not self.handle(name):
+            return
+        if isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
+            raise RunEnded(f"the {name[0]} refused its own numbers: {cause_of(error)}")
+        self._bury(name, cause_of(error))
+
+    def _bury(self, name: WorkerName, reason: str) -> None:
+        role, index = name
+        never_worked = name not in self._pids and self._supervisor.restarts(role) == 0
+        if never_worked and role != "actor":
+            raise RunEnded(f"the {role} did not come up: {reason}")
+        self._dead.add(name)
+        self._died_s.setdefault(name, time.monotonic())
+        self._kill(name)
+        decision = self._supervisor.died(role, index, reason, time.monotonic())
+        if isinstance(decision, GiveUp):
+            raise RunEnded(decision.reason)
+        when = f"in {decision.delay_s:.0f} s" if decision.delay_s else "at once"
+        self._console.note(f"{role} {index} died, starting it again {when}: {reason}")
+
+    def _welcome(self, name: WorkerName) -> None:
+        """Say that a process is back that had died."""
+        if name in self._died_s and name not in self._dead:
+            away_s = time.monotonic() - self._died_s.pop(name)
+            self._console.note(f"{name[0]} {name[1]} is back after {away_s:.1f} s")
+
+    def _kill(self, name: WorkerName) -> None:
+        """Make sure that nothing of a process is left: it may only hang, or have raised."""
+        self._watch.forget(name)
+        for refs in (self._runs, self._questions):
+            for ref in [ref for ref, whose in refs.items() if whose == name]:
+                del refs[ref]
+        ray.kill(self._handles[name], no_restart=True)
+        pid = self._pids.pop(name, None)
+        if pid is not None and self._is_local:
+            # Ray asks a process to end, which a stopped one does not hear.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _listen(self) -> None:
+        """Take in the answers of those who were asked, and ask who is due."""
+        for ref in _ready(self._questions):
+            if (name := self._questions.pop(ref, None)) is None:
+                continue  # buried a moment ago
+            try:
+                alive = ray.get(ref, timeout=_ANSWER_S)
+            except ray.exceptions.RayError as error:
+                self.bury(name, self._handles[name], error)
+                continue
+            self._pids[name] = alive.pid
+            alive_s = None if alive.idle_s is None else time.monotonic() - alive.idle_s
+            self._watch.answered(name, alive_s)
+            if alive_s is not None:
+                self._welcome(name)
+        for name in self._watch.due(time.monotonic()):
+            self._ask(name)
+
+    def _ask(self, name: WorkerName) -> None:
+        self._watch.asked(name)
+        self._questions[self._handles[name].alive.remote()] = name
+
+
+def _ready(refs: dict[Any, WorkerName]) -> list[Any]:
+    """Return the ObjectRefs whose answer is there."""
+    return ray.wait(list(refs), num_returns=len(refs), timeout=0)[0] if refs else []

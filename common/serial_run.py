@@ -1,0 +1,217 @@
+"""One run in one process: the rate limiter says who moves, no clock decides anything."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from common.goal import ReturnGoal
+from common.interrupts import Interrupts
+from common.plan import Plan
+from common.reporter import Reporter
+from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.types import EpisodeRecord, PhaseSeconds, Segment
+
+_REPORT_MINUTES = 1.0 / 60.0
+
+
+class Player(Protocol):
+    """See actors.actor_loop.ActorLoop."""
+
+    def collect(self, num_steps: int) -> list[Segment]:
+        """Return the segments that fill up in so many steps."""
+        ...
+
+    def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
+        """Return the games that ended since the last call."""
+        ...
+
+    def drain_phases(self) -> PhaseSeconds:
+        """Return the wall time by phase since the last call."""
+        ...
+
+
+class Writer(Protocol):
+    """See replay.writer.ReplayWriter."""
+
+    def push(
+        self, segments: Sequence[Segment], episodes: tuple[EpisodeRecord, ...], phases: PhaseSeconds
+    ) -> None:
+        """Offer segments."""
+        ...
+
+    def has_room(self) -> bool:
+        """Return whether another push may be opened."""
+        ...
+
+
+class Shard(Protocol):
+    """See replay.shard.ReplayShard."""
+
+    @property
+    def accepted(self) -> int:
+        """Transitions taken in."""
+        ...
+
+    @property
+    def ended_episodes(self) -> int:
+        """Games whose records came in."""
+        ...
+
+    def report(self) -> ReplayReport:
+        """Return what happened since the last report."""
+        ...
+
+
+class Stepper(Protocol):
+    """See learner.learner_loop.LearnerLoop."""
+
+    def run_step(self, timeout_s: float) -> bool:
+        """Take one learner step; return False if there is no batch."""
+        ...
+
+    def flush_priorities(self) -> None:
+        """Send the priorities of the step before."""
+        ...
+
+    def publish(self) -> None:
+        """Send the weights as they are now."""
+        ...
+
+    def report(self) -> LearnerReport:
+        """Return what happened since the last report."""
+        ...
+
+
+class Cores(NamedTuple):
+    """What a run is made of; `launch.py` builds them, since only it knows them all.
+
+    Fields:
+      players: the actors.
+      writers: one for each.
+      shards: of replay.
+      learner: its loop; it publishes to the players.
+      save: writes everything that a resumed run needs.
+      evaluate: plays with the weights published last; None when told to stop.
+    """
+
+    players: Sequence[Player]
+    writers: Sequence[Writer]
+    shards: Sequence[Shard]
+    learner: Stepper
+    save: Callable[[], None]
+    evaluate: Callable[[], EvaluationResult | None]
+
+
+class SerialRun:
+    """Turns the same cores as the processes do, bit-reproducible for a seed.
+
+    Actors move while replay takes their pushes, the learner while it gets samples. Reports,
+    evaluations and checkpoints go by the clock, and none of them changes what is learned; an
+    evaluation may end it, by `--stop-at-return`.
+    """
+
+    def __init__(
+        self,
+        *,
+        plan: Plan,
+        cores: Cores,
+        reporter: Reporter,
+        note: Callable[[str], None],
+        interrupts: Interrupts,
+    ) -> None:
+        """Prepare.
+
+        Args:
+          plan: what to run.
+          cores: what to run it with.
+          reporter: gets the reports.
+          note: gets events.
+          interrupts: asked whether to stop.
+        """
+        config = plan.config
+        self._plan = plan
+        self._cores = cores
+        self._reporter = reporter
+        self._note = note
+        self._interrupts = interrupts
+        self._goal = ReturnGoal(at_least=config.stop_at_return, of=config.stop_at_return_of)
+        # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
+        self._most_steps = 1 if config.samples_per_insert is None else sys.maxsize
+
+    def run(self) -> str:
+        """Run until the end.
+
+        Returns:
+          Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
+        """
+        config, cores = self._plan.config, self._cores
+        cores.learner.publish()
+        report_due = _every(_REPORT_MINUTES)
+        save_due = _every(config.checkpoint.every_minutes)
+        evaluation_due = _every(config.evaluator.every_minutes)
+        reason = ""
+        while not reason and not self._interrupts.requested.is_set():
+            self._play()
+            self._learn()
+            if report_due():
+                self._report()
+            if evaluation_due():
+                self._evaluate()
+            if save_due():
+                cores.save()
+            reason = self._goal.reached or ("done" if self._is_done() else "")
+        if self._goal.reached:
+            self._note(self._goal.reached)
+        cores.learner.flush_priorities()
+        cores.save()
+        cores.learner.publish()
+        self._report()
+        self._evaluate()
+        return reason or "interrupted"
+
+    def _play(self) -> None:
+        for player, writer in zip(self._cores.players, self._cores.writers, strict=True):
+            if writer.has_room() and (segments := player.collect(1)):
+                games = player.drain_episodes()
+                self._goal.trained(game.episode_return for game in games)
+                writer.push(segments, games, player.drain_phases())
+
+    def _learn(self) -> None:
+        for _ in range(self._most_steps):
+            if self._interrupts.requested.is_set() or not self._cores.learner.run_step(0.0):
+                return
+
+    def _is_done(self) -> bool:
+        shards = self._cores.shards
+        return (
+            sum(shard.accepted for shard in shards) >= self._plan.agent_steps_left
+            or sum(shard.ended_episodes for shard in shards) >= self._plan.episodes_left
+        )
+
+    def _report(self) -> None:
+        reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}
+        self._reporter.update(reports, self._cores.learner.report(), {})
+
+    def _evaluate(self) -> None:
+        if self._plan.config.evaluator.enabled:
+            result = self._cores.evaluate()
+            if result is not None:
+                self._reporter.evaluated(result)
+                self._goal.evaluated(result.returns)
+
+
+def _every(minutes: float) -> Callable[[], bool]:
+    """Return what tells whether so many minutes have passed since it last said so."""
+    due_s = time.monotonic() + minutes * 60.0
+
+    def due() -> bool:
+        nonlocal due_s
+        if time.monotonic() < due_s:
+            return False
+        due_s = time.monotonic() + minutes * 60.0
+        return True
+
+    return due

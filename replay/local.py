@@ -1,0 +1,65 @@
+"""Replay in this process: the shards and their snapshots, for `--serial`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+from common.plan import Plan
+from replay.assembly import make_shard, restore
+from replay.handles import LocalShard
+from replay.shard import ReplayShard
+from replay.snapshot import SnapshotFolder
+from replay.writer import ReplayWriter
+
+
+class LocalReplay:
+    """All shards of a run, restored from their snapshots if there are any."""
+
+    def __init__(self, plan: Plan, incarnation: int) -> None:
+        """Make the shards.
+
+        Args:
+          plan: the run.
+          incarnation: how many times it was started before.
+        """
+        config = plan.config
+        indices = range(config.replay.shards)
+        self.shards: Sequence[ReplayShard] = [
+            make_shard(
+                config, plan.spec, shard=k, incarnation=incarnation, max_bytes=plan.max_bytes
+            )
+            for k in indices
+        ]
+        self.handles = [LocalShard(shard) for shard in self.shards]
+        self._config = config
+        self._folders = [
+            SnapshotFolder(plan.folder.snapshots(k), config.checkpoint.keep)
+            for k in indices
+            if config.checkpoint.replay
+        ]
+        said = map(restore, self.shards, self._folders)
+        self.notes = [f"replay {k}: {line}" for k, line in enumerate(said) if line]
+        """Lines for the user on what was restored."""
+
+    def make_writers(self) -> list[ReplayWriter]:
+        """Return a writer for each actor; their clock ticks whenever one looks at it."""
+        ticks = itertools.count()
+        return [
+            ReplayWriter(
+                shards=self.handles,
+                window=self._config.actor.push_window,
+                first_shard=actor,
+                clock=lambda: float(next(ticks)),
+            )
+            for actor in range(self._config.actor.count)
+        ]
+
+    def save(self) -> None:
+        """Write a snapshot of each shard, where the run keeps them.
+
+        Raises:
+          OSError: one cannot be written; earlier ones are whole.
+        """
+        for folder, shard in zip(self._folders, self.shards, strict=False):
+            folder.write(shard.capture())
