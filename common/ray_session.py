@@ -6,9 +6,12 @@ import os
 import secrets
 import signal
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 # Ray's object store carries compressed segments and batches, and weights; they pass through within
 # seconds.
@@ -17,6 +20,7 @@ _OBJECT_STORE_BYTES = 1 << 30
 
 # Whether what this process forks is a part of Ray.
 _is_starting = False
+_daemons: dict[int, str] = {}  # names by pid
 
 
 def _leave_group() -> None:
@@ -46,7 +50,8 @@ def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_ST
         )
     # Ray reads the token once per process: a second start has to use the first one's.
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    global _is_starting
+    _stay_on_loopback()
+    global _is_starting, _daemons
     _is_starting = True
     try:
         _init(
@@ -56,6 +61,48 @@ def start_local(*, dashboard: bool = False, object_store_bytes: int = _OBJECT_ST
         )
     finally:
         _is_starting = False
+    _daemons = _find_daemons()
+
+
+def _stay_on_loopback() -> None:
+    """Let no process of the coming Ray listen where another host could knock.
+
+    Ray binds all of its ports to every interface on Linux, and to loopback alone where it believes
+    that it cannot have a cluster; this run has none. Ray looks at the variable when it is imported,
+    which for its own processes is yet to come.
+    """
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def dead_daemon() -> str:
+    """Return the name of a process of this run's own Ray that died, "" while all live.
+
+    Ray's own calls may wait for minutes, or for ever, on a raylet that is gone.
+    """
+    for pid, name in _daemons.items():
+        try:
+            state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return name
+        if state == "Z":
+            return name
+    return ""
+
+
+def _find_daemons() -> dict[int, str]:
+    """Return the names of Ray's processes that no run can do without, by pid.
+
+    None where the kernel does not tell a process its children.
+    """
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):
+            for pid in (task / "children").read_text().split():
+                name = (Path("/proc") / pid / "comm").read_text().strip()
+                if name in ("raylet", "gcs_server"):
+                    found[int(pid)] = name
+    return found
 
 
 def join_cluster(address: str) -> None:
