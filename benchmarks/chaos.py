@@ -1,0 +1,225 @@
+"""A run whose processes are killed at random: what it survives, what it loses, how fast it is back.
+
+    python -m benchmarks.chaos --minutes 30 --seed 1 --run-dir runs/chaos -- --preset pong-fast
+
+The kills come from a seeded generator: which role, which of its processes, when. Prints a table
+and writes `chaos.json` into the run's folder. Exits 1 if something did not come back, if replay's
+sums do not agree, or if the run itself failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import psutil
+
+from common.tensorboard import read_scalars
+
+_ROOT = Path(__file__).resolve().parent.parent
+# How often each role is the victim, and the title of its processes.
+_ROLES = {
+    "actor": (0.5, "ray::ActorProcess"),
+    "evaluator": (0.1, "ray::EvaluatorProcess"),
+    "replay": (0.15, "ray::ReplayProcess"),
+    "weight_store": (0.1, "ray::WeightStoreProcess"),
+    "learner": (0.15, "ray::LearnerProcess"),
+}
+_MEAN_GAP_S = 60.0
+_BACK_S = 180.0
+_STOP_S = 60.0
+_MEMORY_S = 10.0
+
+
+class Kill(NamedTuple):
+    """One fault.
+
+    Fields:
+      at_s: seconds after the start.
+      role: the victim's.
+      back_s: seconds until the driver said that it is back; None: never.
+    """
+
+    at_s: float
+    role: str
+    back_s: float | None
+
+
+class Job:
+    """A launch.py in a session of its own, and what its driver said."""
+
+    def __init__(self, flags: Sequence[str], run: Path) -> None:
+        run.parent.mkdir(parents=True, exist_ok=True)
+        self._said = run.with_name(run.name + ".out")
+        with self._said.open("wb") as out:
+            self._process = subprocess.Popen(
+                [sys.executable, str(_ROOT / "launch.py"), "--run-dir", str(run), *flags],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the driver runs."""
+        return self._process.poll() is None
+
+    def times_said(self, pattern: str) -> int:
+        """Return how many lines match."""
+        return len(re.findall(pattern, self._said.read_text(errors="replace")))
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the live processes of the session."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                ours = os.getsid(process.pid) == self._process.pid
+                if ours and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+            except (psutil.Error, OSError):
+                continue
+        return found
+
+    def workers(self, title: str) -> list[psutil.Process]:
+        """Return the live Ray workers of a title."""
+        found = []
+        for process in self.processes():
+            try:
+                if " ".join(process.cmdline()).startswith(title):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def memory_bytes(self) -> int:
+        """Return the bytes that the session's processes have for themselves or share (PSS)."""
+        total = 0
+        for process in self.processes():
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+        return total
+
+    def end(self) -> int:
+        """End it as Ctrl-C does; return its exit code."""
+        self._process.send_signal(signal.SIGINT)
+        return self._process.wait(timeout=_STOP_S)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the job, break it, and judge."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--run-dir", type=Path, required=True)
+    parser.add_argument("flags", nargs="*", help="of launch.py")
+    options = parser.parse_args(arguments)
+    job = Job(options.flags, options.run_dir)
+    started_s = time.monotonic()
+    wait_until(lambda: job.times_said("every actor has pushed") > 0, job, 600.0)
+    kills, memory = torment(job, np.random.default_rng(options.seed), started_s, options.minutes)
+    code = job.end()
+    sums = replay_sums(options.run_dir)
+    report = {
+        "minutes": options.minutes,
+        "seed": options.seed,
+        "flags": options.flags,
+        "exit_code": code,
+        "kills": [kill._asdict() for kill in kills],
+        "memory_bytes": memory,
+        "replay": sums,
+        "result": json.loads((options.run_dir / "result.json").read_text()),
+    }
+    (options.run_dir / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(table(kills))
+    print(f"replay: {sums}")
+    print(f"memory: {memory[0] / 1e9:.2f} GB at first, {memory[-1] / 1e9:.2f} GB at last")
+    print(f"result: {report['result']}")
+    survived = all(kill.back_s is not None for kill in kills)
+    return 0 if survived and sums["agree"] and code == 130 else 1
+
+
+def torment(
+    job: Job, rng: np.random.Generator, started_s: float, minutes: float
+) -> tuple[list[Kill], list[int]]:
+    """Kill at random until the time is over; return the kills, and the memory over time."""
+    kills: list[Kill] = []
+    memory = [job.memory_bytes()]
+    end_s = started_s + minutes * 60.0
+    weights = np.array([weight for weight, _ in _ROLES.values()])
+    while job.is_running and time.monotonic() < end_s:
+        next_s = time.monotonic() + float(rng.exponential(_MEAN_GAP_S))
+        role = str(rng.choice(list(_ROLES), p=weights / weights.sum()))
+        choice = float(rng.random())
+        while job.is_running and time.monotonic() < min(next_s, end_s):
+            time.sleep(min(_MEMORY_S, max(0.1, next_s - time.monotonic())))
+            memory.append(job.memory_bytes())
+        victims = job.workers(_ROLES[role][1])
+        if not job.is_running or time.monotonic() >= end_s or not victims:
+            continue
+        pattern = rf"{role} \d+ is back after"
+        before, killed_s = job.times_said(pattern), time.monotonic()
+        victims[int(choice * len(victims))].kill()
+        is_back = wait_until(lambda p=pattern, b=before: job.times_said(p) > b, job, _BACK_S)
+        back_s = time.monotonic() - killed_s if is_back else None
+        kills.append(Kill(killed_s - started_s, role, back_s))
+        print(f"{kills[-1].at_s:7.0f} s: {role}, back after {back_s} s", flush=True)
+    return kills, memory
+
+
+def wait_until(holds: Any, job: Job, timeout_s: float) -> bool:
+    """Wait until something holds; return False if it does not in time, or the job ends."""
+    deadline_s = time.monotonic() + timeout_s
+    while not holds():
+        if not job.is_running or time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def replay_sums(run: Path) -> dict[str, Any]:
+    """Return whether what came in is what replay holds, evicted and lost, by the last scalars."""
+    scalars = read_scalars(run)
+    result = json.loads((run / "result.json").read_text())
+    sums = {
+        name: int(scalars[f"replay/{tag}"].values[-1])
+        for name, tag in (
+            ("held", "transitions"),
+            ("evicted", "evicted_transitions"),
+            ("lost", "lost_transitions"),
+        )
+    }
+    accepted = result["agent_steps"]
+    # TensorBoard keeps float32: whole numbers up to 2^24 are exact, beyond that to 1 in 2^24.
+    slack = sum(sums.values()) * 2.0**-23 if sum(sums.values()) > 1 << 24 else 0.0
+    return {"accepted": accepted, **sums, "agree": abs(accepted - sum(sums.values())) <= slack}
+
+
+def table(kills: Sequence[Kill]) -> str:
+    """Return a Markdown table: fault, tries, survived, recovery seconds."""
+    lines = ["| fault | tries | survived | median s | longest s |", "|---|---|---|---|---|"]
+    for role in _ROLES:
+        mine = [kill for kill in kills if kill.role == role]
+        back_s = [kill.back_s for kill in mine if kill.back_s is not None]
+        times = f"{median(back_s):.1f} | {max(back_s):.1f}" if back_s else "- | -"
+        lines.append(f"| {role} killed | {len(mine)} | {len(back_s)} | {times} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

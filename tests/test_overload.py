@@ -1,0 +1,89 @@
+"""One side of a run stands still and the other does not: nothing may grow but what has a bound."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import STOP_S, Launched, result_of, started
+
+from common.tensorboard import read_scalars
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+STOOD_STILL_S = 120.0
+# Allocators keep some of what they once had: this much is not growth. A push of this game is some
+# 40 kB, and actors make dozens of them a second.
+FLAT_BYTES = 48 << 20
+FLAGS = (
+    *("--preset", "pong-fast", "--total-frames", "100_000_000", "--actors", "2"),
+    *("--replay.min-size", "1000", "--replay.capacity", "20_000", "--learner.compile", "off"),
+    *("--health.hang-s", "3600", "--no-evaluator.enabled"),
+)
+
+
+@contextlib.contextmanager
+def stopped(processes: list[psutil.Process]) -> Iterator[None]:
+    """Stop processes for the time of the block, by SIGSTOP."""
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
+
+
+def memory_bytes(launched: Launched) -> int:
+    """Return what the run's processes hold, shared memory (Ray's object store) included once."""
+    total = 0
+    for process in launched.processes():
+        with contextlib.suppress(psutil.Error):
+            total += process.memory_full_info().pss
+    return total
+
+
+def last_frame(run: Path) -> float:
+    """Return how many frames the newest scalars speak of, 0 before the first."""
+    scalars = read_scalars(run)
+    return float(scalars["learner/td_loss"].frames[-1]) if "learner/td_loss" in scalars else 0.0
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("role", ["LearnerProcess", "ReplayProcess", "ActorProcess"])
+def test_memory_is_flat_while_a_role_stands_still_and_the_run_goes_on_after(
+    tmp_path: Path, role: str
+) -> None:
+    run = tmp_path / "run"
+    with started(*FLAGS, "--run-dir", str(run)) as launched:
+        # Until replay is full: from here on nothing has a reason to grow.
+        launched.wait_until(lambda: last_frame(run) > 4 * 25_000, "full replay", 600.0)
+        with stopped(launched.workers(role)):
+            time.sleep(15.0)  # queues fill up to their bounds
+            before = memory_bytes(launched)
+            time.sleep(STOOD_STILL_S)
+            after = memory_bytes(launched)
+            assert launched.is_running, launched.said
+        assert after - before < FLAT_BYTES, f"{before / 1e6:.0f} MB -> {after / 1e6:.0f} MB"
+        frames = last_frame(run)
+        launched.wait_until(lambda: last_frame(run) > frames + 4_000, "progress", 120.0)
+        assert "died" not in launched.said
+        launched.interrupt()
+        assert launched.wait(STOP_S).returncode == 130, launched.said
+
+
+@pytest.mark.timeout(900)
+def test_32_actors_on_few_cores_make_progress_and_end_in_time(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "32")
+    with started(*flags, "--run-dir", str(run)) as launched:
+        launched.wait_for("every actor has pushed", 600.0)
+        frames = last_frame(run)
+        launched.wait_until(lambda: last_frame(run) > frames + 5_000, "progress", 300.0)
+        launched.interrupt()
+        assert launched.wait(STOP_S).returncode == 130, launched.said
+    assert result_of(run)["learner_steps"] > 0
