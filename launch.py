@@ -43,12 +43,12 @@ from common.command_line import (
 from common.config import Config
 from common.config_file import load_file
 from common.console import Console
-from common.crew import RunEnded, cause_of
+from common.crew import Roles, RunEnded, cause_of
 from common.hparams import hparams_summary
 from common.networks import load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
-from common.ray_run import RayRun, Roles
+from common.ray_run import RayRun
 from common.reporter import Reporter
 from common.reports import EvaluationResult
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
@@ -161,7 +161,7 @@ def train(arguments: Sequence[str]) -> int:
                 reason, code = "interrupted", 130
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
-    except (RunEnded, ConnectionError, ray.exceptions.RayError) as error:
+    except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
         reason = cause_of(error)
         console.note(f"the run ended: {reason}")
     finally:
@@ -323,7 +323,10 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     incarnation = max(plan.incarnations.values(), default=0)
     everyone = [("learner", 0), *(("replay", k) for k in range(config.replay.shards))]
     everyone += [("actor", actor) for actor in range(config.actor.count)]
-    plan.folder.write_incarnations({f"{role}/{i}": incarnation + 1 for role, i in everyone})
+    try:
+        plan.folder.write_incarnations({f"{role}/{i}": incarnation + 1 for role, i in everyone})
+    except OSError as error:
+        console.note(f"incarnations.json could not be written: {error}")
     replay = LocalReplay(plan, incarnation)
     for line in replay.notes:
         console.note(line)

@@ -10,6 +10,7 @@ sums do not agree, or if the run itself failed.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -37,6 +38,8 @@ _ROLES = {
     "learner": (0.15, "ray::LearnerProcess"),
 }
 _MEAN_GAP_S = 60.0
+# Share of the kills that take a second process with them.
+_AT_ONCE = 0.2
 _BACK_S = 180.0
 _STOP_S = 60.0
 _MEMORY_S = 10.0
@@ -131,9 +134,14 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     job = Job(options.flags, options.run_dir)
     started_s = time.monotonic()
-    wait_until(lambda: job.times_said("every actor has pushed") > 0, job, 600.0)
-    kills, memory = torment(job, np.random.default_rng(options.seed), started_s, options.minutes)
-    code = job.end()
+    try:
+        if not wait_until(lambda: job.times_said("every actor has pushed") > 0, job, 600.0):
+            print("the run did not come up")
+            return 1
+        rng = np.random.default_rng(options.seed)
+        kills, memory = torment(job, rng, started_s, options.minutes)
+    finally:
+        code = job.end()
     sums = replay_sums(options.run_dir)
     report = {
         "minutes": options.minutes,
@@ -174,7 +182,12 @@ def torment(
             continue
         pattern = rf"{role} \d+ is back after"
         before, killed_s = job.times_said(pattern), time.monotonic()
-        victims[int(choice * len(victims))].kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victims[int(choice * len(victims))].kill()
+        if rng.random() < _AT_ONCE:  # another one with it, of any role
+            for other in job.workers(str(rng.choice([title for _, title in _ROLES.values()])))[:1]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    other.kill()
         is_back = wait_until(lambda p=pattern, b=before: job.times_said(p) > b, job, _BACK_S)
         back_s = time.monotonic() - killed_s if is_back else None
         kills.append(Kill(killed_s - started_s, role, back_s))

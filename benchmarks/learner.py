@@ -53,7 +53,7 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
         ),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
     shard = RayShard(server, 0)
     insert(shard, segments)

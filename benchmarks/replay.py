@@ -59,7 +59,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         learner=LearnerConfig(batch_size=_BATCH),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
     shard = RayShard(server, 0)
     ray.get(server.counts.remote(RunCounts(0, 0, 0)))

@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import ray
 
@@ -19,7 +19,16 @@ from common.watch import Watch
 _RUNNING = ("actor", "evaluator", "learner")
 # Whose handle others hold, and so have to be told of the process that takes its place.
 _CALLED_BY_OTHERS = ("replay", "weight_store")
+_START_ORDER = ("weight_store", "replay", "learner", "actor", "evaluator")
 _ANSWER_S = 60.0
+# Silence after which a process is asked whether it is alive, and the longest before its first sign
+# of work: importing torch in many processes on few cores takes its time, and so does compiling.
+_ASK_S = 5.0
+_FIRST_SIGN_S = 600.0
+# Between two rounds of supervision; usually it is a second or two.
+_STANDSTILL_S = 10.0
+# What Ray says of a process whose constructor raised.
+_CONSTRUCTOR_FAILED = "error raised in its creation task"
 
 
 class RunEnded(Exception):
@@ -30,6 +39,24 @@ def cause_of(error: BaseException) -> str:
     """Return the line of a Ray error that says what happened, which is its last."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
+
+
+class Roles(NamedTuple):
+    """The Ray classes of a run's processes; `launch.py` names them, since only it knows them all.
+
+    Fields:
+      actor: actors.worker.Actor.
+      evaluator: actors.worker.Evaluator.
+      learner: learner.worker.LearnerServer.
+      replay: replay.server.ReplayServer.
+      weight_store: learner.weight_store.WeightStore.
+    """
+
+    actor: Any
+    evaluator: Any
+    learner: Any
+    replay: Any
+    weight_store: Any
 
 
 class Crew:
@@ -50,8 +77,9 @@ class Crew:
         self,
         *,
         create: Callable[[WorkerName, int], Any],
-        supervisor: Supervisor,
-        watch: Watch,
+        on_death: Callable[[WorkerName], None],
+        incarnations: Mapping[str, int],
+        hang_s: float,
         console: Console,
         is_local: bool,
     ) -> None:
@@ -59,29 +87,37 @@ class Crew:
 
         Args:
           create: makes the process of a name and an incarnation number; returns its handle.
-          supervisor: decides on deaths.
-          watch: decides on silence.
+          on_death: told of every death.
+          incarnations: as `incarnations` returned before the run was resumed.
+          hang_s: silence after which a process counts as hung.
           console: gets events.
           is_local: every process runs on this host, so that one which Ray cannot reach can be
             killed by its pid.
         """
         self._create = create
-        self._supervisor = supervisor
-        self._watch = watch
+        self._supervisor = Supervisor(
+            quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
+        )
+        self._supervisor.load_state_dict(incarnations)
+        self._watch = Watch(
+            ask_s=min(_ASK_S, hang_s / 2), first_s=max(_FIRST_SIGN_S, hang_s), silence_s=hang_s
+        )
         self._console = console
         self._is_local = is_local
+        self._on_death = on_death
         self._handles: dict[WorkerName, Any] = {}
         self._incarnations: dict[WorkerName, int] = {}
         self._dead: set[WorkerName] = set()
         self._runs: dict[Any, WorkerName] = {}  # ObjectRef of `run` -> whose
         self._questions: dict[Any, WorkerName] = {}  # ObjectRef of `alive` -> whose
         self._pids: dict[WorkerName, int] = {}
+        self._supervised_s = time.monotonic()
         self._died_s: dict[WorkerName, float] = {}  # of those that have not come back yet
 
     def start(self, name: WorkerName) -> None:
         """Start a process for the first time, or again; tell those who call it."""
         now_s = time.monotonic()
-        incarnation = self._incarnations[name] = self._supervisor.started(*name, now_s)
+        incarnation = self._incarnations[name] = self._supervisor.started(*name)
         handle = self._handles[name] = self._create(name, incarnation)
         self._dead.discard(name)
         self._watch.started(name, now_s)
@@ -92,6 +128,14 @@ class Crew:
             for other in self._handles:
                 if other[0] in _RUNNING and other not in self._dead:
                     self._handles[other].replace.remote(*name, handle)
+
+    def incarnations(self) -> dict[str, int]:
+        """Return the next number of every process; keep it, lest one is given twice."""
+        return self._supervisor.state_dict()
+
+    def restarts(self) -> dict[str, int]:
+        """Return how often processes of each role were started again."""
+        return {role: self._supervisor.restarts(role) for role in Roles._fields}
 
     def handle(self, name: WorkerName) -> Any:
         """Return the handle of a process, None while it is dead or was never started."""
@@ -125,6 +169,10 @@ class Crew:
         Raises:
           RunEnded: one died too often, or of what another start would not mend.
         """
+        now_s = time.monotonic()
+        if now_s - self._supervised_s > _STANDSTILL_S:  # Ctrl-Z, a disk that did not answer
+            self._watch.stood_still(now_s - self._supervised_s)
+        self._supervised_s = now_s
         for ref in _ready(self._runs):
             if (name := self._runs.pop(ref, None)) is None:
                 continue  # buried a moment ago
@@ -137,8 +185,11 @@ class Crew:
         self._listen()
         now_s = time.monotonic()
         for name, silence_s in self._watch.hung(now_s).items():
-            self._bury(name, f"it hung: silent for {silence_s:.0f} s")
-        for name in self._supervisor.due(now_s):
+            self._bury(name, f"it hung: silent for {silence_s:.0f} s", since_s=silence_s)
+        # Who is called by others first, so that nobody begins by calling the dead.
+        for name in sorted(
+            self._supervisor.due(now_s), key=lambda name: _START_ORDER.index(name[0])
+        ):
             self.start(name)
 
     def bury(self, name: WorkerName, handle: Any, error: ray.exceptions.RayError) -> None:
@@ -151,24 +202,33 @@ class Crew:
             return
         if isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
             raise RunEnded(f"the {name[0]} refused its own numbers: {cause_of(error)}")
+        if _CONSTRUCTOR_FAILED in str(error) and self._supervisor.restarts(name[0]) == 0:
+            raise RunEnded(f"the {name[0]} did not come up: {cause_of(error)}")
         self._bury(name, cause_of(error))
 
-    def _bury(self, name: WorkerName, reason: str) -> None:
+    def _bury(self, name: WorkerName, reason: str, since_s: float = 0.0) -> None:
+        """Kill what may be left of a process and decide on another.
+
+        Args:
+          name: whose.
+          reason: of its death.
+          since_s: seconds that it had done nothing before: it did not live then.
+        """
         role, index = name
-        never_worked = name not in self._pids and self._supervisor.restarts(role) == 0
-        if never_worked and role != "actor":
-            raise RunEnded(f"the {role} did not come up: {reason}")
+        died_s = time.monotonic() - since_s
         self._dead.add(name)
-        self._died_s.setdefault(name, time.monotonic())
+        self._died_s.setdefault(name, died_s)
         self._kill(name)
-        decision = self._supervisor.died(role, index, reason, time.monotonic())
+        self._on_death(name)
+        decision = self._supervisor.died(role, index, reason, died_s)
         if isinstance(decision, GiveUp):
             raise RunEnded(decision.reason)
         when = f"in {decision.delay_s:.0f} s" if decision.delay_s else "at once"
         self._console.note(f"{role} {index} died, starting it again {when}: {reason}")
 
     def _welcome(self, name: WorkerName) -> None:
-        """Say that a process is back that had died."""
+        """Take note that a process works, and say so if it had died."""
+        self._supervisor.worked(*name, time.monotonic())
         if name in self._died_s and name not in self._dead:
             away_s = time.monotonic() - self._died_s.pop(name)
             self._console.note(f"{name[0]} {name[1]} is back after {away_s:.1f} s")

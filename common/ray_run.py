@@ -5,57 +5,40 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import ray
 
 from common.console import Console
-from common.crew import Crew, RunEnded, cause_of
+from common.crew import Crew, Roles, RunEnded, cause_of
 from common.goal import ReturnGoal
 from common.interrupts import Interrupts
 from common.placement import Placement
 from common.plan import Plan
 from common.ray_session import dead_daemon
 from common.reporter import Reporter
-from common.reports import EvaluationResult, LearnerReport, ReplayReport, SaveStatus
+from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.saves import Saves
 from common.source import source_hash
-from common.supervisor import Supervisor, WorkerName
+from common.supervisor import WorkerName
 from common.types import Weights
-from common.watch import Watch
 
-_FIRST_ANSWER_S = 600.0  # importing torch in many workers on few cores takes its time
 _ANSWER_S = 60.0
 _SAVE_S = 120.0
+_QUICK_SAVE_S = 6.0  # after Ctrl-C somebody waits
+_LEAST_SAVE_S = 3.0
 _LAST_EVALUATION_S = 600.0
 # Between two rounds of reports, and how long a round waits for them.
 _ROUND_S = 1.0
 _REPORTS_S = 0.5
 # For the actors to come out of their loops, once they are told to stop.
 _ACTORS_STOP_S = 5.0
-# Silence after which a process is asked whether it is alive.
-_ASK_S = 5.0
+# For reports that were asked for before the end; a process that hangs has none.
+_LAST_REPORTS_S = 3.0
 
 _LEARNER = ("learner", 0)
 _EVALUATOR = ("evaluator", 0)
 _STORE = ("weight_store", 0)
-
-
-class Roles(NamedTuple):
-    """The Ray classes of a run's processes; `launch.py` names them, since only it knows them all.
-
-    Fields:
-      actor: actors.worker.Actor.
-      evaluator: actors.worker.Evaluator.
-      learner: learner.worker.LearnerServer.
-      replay: replay.server.ReplayServer.
-      weight_store: learner.weight_store.WeightStore.
-    """
-
-    actor: Any
-    evaluator: Any
-    learner: Any
-    replay: Any
-    weight_store: Any
 
 
 class RayRun:
@@ -91,18 +74,11 @@ class RayRun:
         self._interrupts = interrupts
         self._is_local = is_local
         self._source = source_hash()
-        self._supervisor = Supervisor(
-            quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
-        )
-        self._supervisor.load_state_dict(plan.incarnations)
         self._crew = Crew(
             create=self._create,
-            supervisor=self._supervisor,
-            watch=Watch(
-                ask_s=min(_ASK_S, plan.config.health.hang_s / 2),
-                first_s=max(_FIRST_ANSWER_S, plan.config.health.hang_s),
-                silence_s=plan.config.health.hang_s,
-            ),
+            on_death=self._count_out,
+            incarnations=plan.incarnations,
+            hang_s=plan.config.health.hang_s,
             console=console,
             is_local=is_local,
         )
@@ -112,14 +88,22 @@ class RayRun:
         self._descriptions: dict[WorkerName, tuple[Any, Any]] = {}
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
+        # Of the living learner: the step it told of first, and whether it took one since.
+        self._first_step: int | None = None
         self._has_learned = False
-        self._checkpoint = plan.resume_from
-        self._saves: dict[WorkerName, SaveStatus] = {}  # as last told
+        self._are_kept = True  # the incarnations' numbers
+        self._saves = Saves(
+            crew=self._crew,
+            console=console,
+            every_s=plan.config.checkpoint.every_minutes * 60.0,
+            names=[_LEARNER, *self._shards],
+            newest=plan.resume_from,
+        )
         self._goal = ReturnGoal(
             at_least=plan.config.stop_at_return, of=plan.config.stop_at_return_of
         )
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
-        self._started_s = self._saved_s = time.monotonic()
+        self._started_s = time.monotonic()
 
     def run(self) -> str:
         """Start everything, watch until the end, stop everything.
@@ -136,10 +120,11 @@ class RayRun:
         try:
             while not self._interrupts.requested.wait(_ROUND_S) and not (reason := self._poll()):
                 self._crew.supervise()
-                self._save_when_due()
+                if self._has_learned:  # else there is nothing worth a file
+                    self._saves.ask_when_due()
+                self._saves.look_after()
         except RunEnded as ended:
-            good = f"; the last good checkpoint is {self._checkpoint}" if self._checkpoint else ""
-            self._console.note(f"the run cannot go on: {ended}{good}")
+            self._console.note(f"the run cannot go on: {ended}{self._saves.last_good()}")
             try:
                 self._stop(in_order=False)
             except RunEnded as unsaved:
@@ -147,7 +132,13 @@ class RayRun:
             raise
         if self._goal.reached:
             self._console.note(self._goal.reached)
-        self._stop(in_order=not self._interrupts.requested.is_set())
+        is_interrupted = self._interrupts.requested.is_set()
+        try:
+            self._stop(in_order=not is_interrupted)
+        except RunEnded as unsaved:
+            if not is_interrupted:
+                raise RunEnded(f"{unsaved}{self._saves.last_good()}") from unsaved
+            self._console.note(f"{unsaved}{self._saves.last_good()}")
         return reason or "interrupted"
 
     # --- start ---------------------------------------------------------------------------------
@@ -177,19 +168,21 @@ class RayRun:
         if role == "weight_store":
             return roles.weight_store.options(**options).remote()
         if role == "replay":
-            self._reporter.totals.died(index)
             folder = plan.folder.snapshots(index).resolve()
             shard = roles.replay.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
-                folder if plan.config.checkpoint.replay else None, source,
+                folder if plan.config.checkpoint.replay else None,
+                self._reporter.totals.by_the_dead(index), source,
             )  # fmt: skip
             self._descriptions[name] = (shard, shard.describe.remote())
             return shard
         servers, store = self._crew.handles("replay"), self._crew.handles("weight_store")[0]
         if role == "learner":
+            self._learner_incarnation = incarnation
+            self._first_step, self._has_learned = None, False
             learner = roles.learner.options(**options).remote(
-                self._plan_as_it_stands(), servers, store, incarnation,
-                self._placement.neighbours, source,
+                dataclasses.replace(plan, resume_from=self._saves.newest), servers, store,
+                incarnation, self._placement.neighbours, source,
             )  # fmt: skip
             self._descriptions[name] = (learner, learner.describe.remote())
             return learner
@@ -201,22 +194,21 @@ class RayRun:
             plan.config, plan.spec, servers, store, index, incarnation, source
         )
 
-    def _plan_as_it_stands(self) -> Plan:
-        """Return the plan for a learner that starts now: it sets in where the run is."""
-        totals = self._reporter.totals
-        return dataclasses.replace(
-            self._plan,
-            resume_from=self._checkpoint,
-            agent_steps_before=self._plan.agent_steps_before + totals.accepted_by_the_dead,
-            episodes_before=self._plan.episodes_before + totals.episodes_by_the_dead,
-        )
-
     def _keep_incarnations(self) -> None:
         """Write down which numbers are given: after a crash they must not be given again."""
         try:
-            self._plan.folder.write_incarnations(self._supervisor.state_dict())
+            self._plan.folder.write_incarnations(self._crew.incarnations())
         except OSError as error:
-            self._console.note(f"{self._plan.folder.path}: cannot be written: {error}")
+            if self._are_kept:
+                self._console.note(f"{self._plan.folder.path}: cannot be written: {error}")
+            self._are_kept = False
+            return
+        self._are_kept = True
+
+    def _count_out(self, name: WorkerName) -> None:
+        """Take note that a process is dead."""
+        if name[0] == "replay":
+            self._reporter.totals.died(name[1])
 
     # --- follow --------------------------------------------------------------------------------
 
@@ -226,8 +218,10 @@ class RayRun:
         Raises:
           RunEnded: Ray itself died.
         """
-        if self._is_local and (daemon := dead_daemon()):
-            raise RunEnded(f"Ray died: its {daemon} is gone")
+        if self._is_local and (what := dead_daemon(self._plan.config.health.hang_s)):
+            raise RunEnded(f"Ray died: {what}")
+        if not self._are_kept:
+            self._keep_incarnations()
         for name in [_LEARNER, *self._shards]:
             handle = self._crew.handle(name)
             if handle is not None and name not in self._asked:
@@ -261,20 +255,17 @@ class RayRun:
         shards: dict[int, ReplayReport] = {
             index: report for (role, index), report in answers.items() if role == "replay"
         }
-        restarts = {
-            role: self._supervisor.restarts(role)
-            for role in ("actor", "evaluator", "learner", "replay", "weight_store")
-        }
         lost = self._reporter.totals.lost
-        self._reporter.update(shards, learner, restarts)
+        self._reporter.update(shards, learner, self._crew.restarts())
         if lost := self._reporter.totals.lost - lost:
             self._console.note(f"{lost:,} transitions were lost with the replay shard that died")
         self._goal.trained(game.episode_return for s in shards.values() for game in s.episodes)
-        if learner is not None:
-            self._has_learned = learner.learner_step > self._plan.learner_steps_before
-            self._checkpoint = learner.save.path or self._checkpoint
+        if learner is not None and learner.version.incarnation == self._learner_incarnation:
+            if self._first_step is None:
+                self._first_step = learner.learner_step
+            self._has_learned = learner.learner_step > self._first_step
         for name, report in answers.items():
-            self._warn(name, report.save)
+            self._saves.told(name, report.save)
         self._hear(shards)
         self._describe()
         self._book_evaluations(timeout_s=0.0)
@@ -327,31 +318,6 @@ class RayRun:
             self._goal.evaluated(result.returns)
             self._on_evaluation(result, weights)
 
-    # --- save ----------------------------------------------------------------------------------
-
-    def _save_when_due(self) -> None:
-        """Make the learner and the shards save, beside their work."""
-        now_s = time.monotonic()
-        if not self._has_learned:
-            return  # nothing that is worth a file
-        if now_s - self._saved_s < self._plan.config.checkpoint.every_minutes * 60.0:
-            return
-        self._saved_s = now_s
-        for name in [_LEARNER, *self._shards]:
-            if (handle := self._crew.handle(name)) is not None:
-                handle.save.remote()
-
-    def _warn(self, name: WorkerName, save: SaveStatus) -> None:
-        """Say of a save that failed that it did."""
-        before, self._saves[name] = self._saves.get(name), save
-        if save.trouble and (before is None or before.attempts != save.attempts):
-            good = f"the last good one is {save.path}" if save.path else "there is none before it"
-            what = "checkpoint" if name == _LEARNER else "snapshot"
-            self._console.note(
-                f"{name[0]} {name[1]} could not write its {what}: {save.trouble}; training goes "
-                f"on, {good}"
-            )
-
     # --- stop ----------------------------------------------------------------------------------
 
     def _stop(self, *, in_order: bool) -> None:
@@ -363,8 +329,12 @@ class RayRun:
         Raises:
           RunEnded: learner or replay could not save.
         """
-        if not in_order and (not self._has_learned or (self._is_local and dead_daemon())):
-            return  # nothing to save, and the learner may be compiling; or nobody to ask
+        if self._is_local and dead_daemon(self._plan.config.health.hang_s):
+            return  # nobody to ask
+        # One that has not learned has nothing to save, and may be compiling.
+        learner = self._crew.handle(_LEARNER) if in_order or self._has_learned else None
+        if learner is None and not self._saves.newest:
+            return
         self._console.note("stopping: learner and replay save; Ctrl-C again to force")
         for actor in self._crew.living("actor").values():
             actor.stop.remote()
@@ -373,24 +343,41 @@ class RayRun:
             evaluator.stop.remote()
         if playing := self._crew.runs("actor"):
             ray.wait(playing, num_returns=len(playing), timeout=_ACTORS_STOP_S)
-        self._book(self._answers(_ANSWER_S))
-        learner = self._crew.handle(_LEARNER)
-        last: dict[WorkerName, Any] = {}
-        try:
-            if learner is not None:
-                learner.stop.remote()
-                ray.get(self._crew.runs("learner"), timeout=_SAVE_S)
-                last[_LEARNER] = learner.report.remote()
-            for name, shard in self._crew.living("replay").items():
-                last[name] = shard.finish.remote()
-            reports = ray.get(list(last.values()), timeout=_SAVE_S)
-        except (ray.exceptions.RayError, OSError) as error:
-            raise RunEnded(f"could not save in order: {cause_of(error)}") from error
-        self._book(dict(zip(last, reports, strict=True)))
+        self._book(self._answers(_LAST_REPORTS_S))
+        self._finish(learner, _SAVE_S if in_order else _QUICK_SAVE_S)
         if in_order and evaluator is not None and self._evaluator_answers:
             self._evaluate_once_more(evaluator)
-        if learner is None:
-            raise RunEnded(f"the learner was down; the last checkpoint is {self._checkpoint}")
+
+    def _finish(self, learner: Any, timeout_s: float) -> None:
+        """Let the learner and then the shards write what they have, and take their last reports.
+
+        Args:
+          learner: None where it is down, or has nothing to save.
+          timeout_s: for all of them together.
+
+        Raises:
+          RunEnded: one could not; the others did.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        last: dict[WorkerName, Any] = {}
+        if learner is not None:
+            learner.stop.remote()
+            last[_LEARNER] = self._crew.runs("learner")[0]
+            ray.wait([last[_LEARNER]], timeout=timeout_s)  # it asks the shards for their counts
+        for name, shard in self._crew.living("replay").items():
+            last[name] = shard.finish.remote()
+        left_s = max(_LEAST_SAVE_S, deadline_s - time.monotonic())
+        ray.wait(list(last.values()), num_returns=len(last), timeout=left_s)
+        reports, failures = {}, []
+        for name, ref in last.items():
+            try:
+                report = ray.get(ref, timeout=0.1)
+                reports[name] = report or ray.get(learner.report.remote(), timeout=_ANSWER_S)
+            except (ray.exceptions.RayError, OSError, FloatingPointError) as error:
+                failures.append(f"{name[0]} {name[1]} could not save: {cause_of(error)}")
+        self._book(reports)
+        if failures:
+            raise RunEnded("; ".join(failures))
 
     def _evaluate_once_more(self, evaluator: Any) -> None:
         """Evaluate the weights the learner ended with, unless somebody interrupts."""

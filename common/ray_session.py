@@ -6,6 +6,7 @@ import os
 import secrets
 import signal
 import socket
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _OBJECT_STORE_BYTES = 1 << 30
 # Whether what this process forks is a part of Ray.
 _is_starting = False
 _daemons: dict[int, str] = {}  # names by pid
+_stopped_s: dict[int, float] = {}  # since when, by pid
 
 
 def _leave_group() -> None:
@@ -75,18 +77,26 @@ def _stay_on_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def dead_daemon() -> str:
-    """Return the name of a process of this run's own Ray that died, "" while all live.
+def dead_daemon(silence_s: float) -> str:
+    """Return what became of a process of this run's own Ray that died, "" while all live.
 
-    Ray's own calls may wait for minutes, or for ever, on a raylet that is gone.
+    Ray's own calls may wait for minutes, or for ever, on a raylet that is gone or stopped.
+
+    Args:
+      silence_s: one that is stopped for so long is killed, and counts as dead.
     """
     for pid, name in _daemons.items():
         try:
             state = (Path("/proc") / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
         except (FileNotFoundError, ProcessLookupError):
-            return name
+            state = "Z"
         if state == "Z":
-            return name
+            return f"its {name} is gone"
+        if state != "T":
+            _stopped_s.pop(pid, None)
+        elif time.monotonic() - _stopped_s.setdefault(pid, time.monotonic()) > silence_s:
+            os.kill(pid, signal.SIGKILL)
+            return f"its {name} was stopped for {silence_s:.0f} s"
     return ""
 
 

@@ -135,7 +135,10 @@ class RunFolder:
         """
         temporary = self.path / f".{name}.tmp"
         try:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+            with temporary.open("w") as file:
+                file.write(json.dumps(content, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # else a power cut may leave an empty file
             os.replace(temporary, self.path / name)
         except BaseException:
             with suppress(OSError):

@@ -48,24 +48,18 @@ class ShardTotals:
         return sum(shard.accepted_before + shard.accepted for shard in self._shards)
 
     @property
-    def accepted_by_the_dead(self) -> int:
-        """The part of `accepted` that the living incarnations do not count."""
-        return sum(shard.accepted_before for shard in self._shards)
-
-    @property
     def episodes(self) -> int:
         """Training games that ended, over all shards and incarnations."""
         return sum(shard.episodes_before + shard.episodes for shard in self._shards)
 
     @property
-    def episodes_by_the_dead(self) -> int:
-        """The part of `episodes` that the living incarnations do not count."""
-        return sum(shard.episodes_before for shard in self._shards)
-
-    @property
     def lost(self) -> int:
         """Transitions that were inserted and died with their shard."""
         return self._lost
+
+    def by_the_dead(self, shard: int) -> tuple[int, int]:
+        """Return the transitions that a shard's dead incarnations accepted, and their games."""
+        return self._shards[shard].accepted_before, self._shards[shard].episodes_before
 
     def died(self, shard: int) -> None:
         """Take note that the incarnation heard of last is dead: what it still says is late."""
@@ -76,9 +70,19 @@ class ShardTotals:
         lineage.accepted = lineage.episodes = 0
 
     def update(
-        self, shard: int, *, incarnation: int, inserts: int, accepted: int, episodes: int
+        self,
+        shard: int,
+        *,
+        incarnation: int,
+        inserts: int,
+        accepted: int,
+        episodes: int,
+        by_the_dead: tuple[int, int] = (0, 0),
     ) -> int:
         """Take a shard's counts; return how many transitions its last restart lost, mostly 0.
+
+        `by_the_dead` is what `by_the_dead` says to somebody who may have heard of deaths that
+        nobody told here.
 
         Counts that are older than the newest known, or another incarnation's before it, are late,
         and are ignored: within an incarnation no count ever falls.
@@ -100,6 +104,8 @@ class ShardTotals:
             lineage.accepted_before += lineage.accepted + unheard
             lineage.episodes_before += lineage.episodes
             self._lost += lost
+        lineage.accepted_before = max(lineage.accepted_before, by_the_dead[0])
+        lineage.episodes_before = max(lineage.episodes_before, by_the_dead[1])
         lineage.incarnation, lineage.is_alive = incarnation, True
         lineage.inserts, lineage.accepted, lineage.episodes = inserts, accepted, episodes
         return lost

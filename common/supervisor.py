@@ -44,11 +44,11 @@ WorkerName = tuple[str, int]
 class _Worker:
     """What is known of one worker.
 
-    `decision` is None while it lives; `quick_deaths` are in a row; `due_s` is when it may be
-    started again.
+    `worked_s` is when it began to work, `decision` is None while it lives; `quick_deaths` are in a
+    row; `due_s` is when it may be started again.
     """
 
-    started_s: float
+    worked_s: float | None = None
     quick_deaths: int = 0
     decision: Decision | None = None
     due_s: float = 0.0
@@ -60,16 +60,19 @@ class Supervisor:
     The driver's loop, with the driver doing all that touches a process:
 
       for worker in everyone:
-          handles[worker] = create(*worker, incarnation=supervisor.started(*worker, now))
+          handles[worker] = create(*worker, incarnation=supervisor.started(*worker))
       while running:
           for worker, reason in found_dead():
               decision = supervisor.died(*worker, reason, now)
               if isinstance(decision, GiveUp): shut down, print decision.reason
           for worker in supervisor.due(now):
-              handles[worker] = create(*worker, incarnation=supervisor.started(*worker, now))
+              handles[worker] = create(*worker, incarnation=supervisor.started(*worker))
+          for worker in found_at_work():
+              supervisor.worked(*worker, now)
 
-    A death is QUICK if the worker lived less than `quick_death_s`. Each worker's quick deaths in a
-    row are counted: after the first it is started again at once, after the second with a delay of
+    A death is QUICK if the worker lived less than `quick_death_s` since it began to work; before it
+    did not live: to import and to compile may take minutes. Each worker's quick deaths in a row are
+    counted: after the first it is started again at once, after the second with a delay of
     `first_delay_s`, which then doubles each time up to `max_delay_s`, and after `give_up_deaths` of
     them the run is given up. A worker that lived long starts over from no deaths.
 
@@ -107,7 +110,7 @@ class Supervisor:
         self._next_incarnation: Counter[WorkerName] = Counter()
         self._restarts: Counter[str] = Counter()
 
-    def started(self, role: str, index: int, now: float) -> int:
+    def started(self, role: str, index: int) -> int:
         """Return the incarnation number of the worker that is being started now.
 
         If it died before, this counts as a restart of its role. Incarnations of one worker are 0,
@@ -119,9 +122,9 @@ class Supervisor:
         name = (role, index)
         worker = self._workers.get(name)
         if worker is None:
-            self._workers[name] = _Worker(started_s=now)
+            self._workers[name] = _Worker()
         elif isinstance(worker.decision, Recreate):
-            worker.started_s = now
+            worker.worked_s = None
             worker.decision = None
             self._restarts[role] += 1
         else:
@@ -130,6 +133,12 @@ class Supervisor:
         incarnation = self._next_incarnation[name]
         self._next_incarnation[name] += 1
         return incarnation
+
+    def worked(self, role: str, index: int, now: float) -> None:
+        """Take note that a worker was at work; the first time after its start counts."""
+        worker = self._workers[role, index]
+        if worker.worked_s is None:
+            worker.worked_s = now
 
     def died(self, role: str, index: int, reason: str, now: float) -> Decision:
         """Take note of a death and decide.
@@ -152,7 +161,7 @@ class Supervisor:
             raise KeyError(f"{role} {index} died but was never started")
         worker = self._workers[name]
         if worker.decision is None:
-            lived_s = now - worker.started_s
+            lived_s = 0.0 if worker.worked_s is None else now - worker.worked_s
             worker.quick_deaths = worker.quick_deaths + 1 if lived_s < self._quick_death_s else 0
             worker.decision = self._decide(name, worker.quick_deaths, reason)
             if isinstance(worker.decision, Recreate):

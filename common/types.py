@@ -259,6 +259,8 @@ class ShardCounts(NamedTuple):
       episodes: training games whose records came into this incarnation of the shard.
       incarnation: how many times the shard was started before.
       accepted: transitions inserted by this incarnation; restored ones are not among them.
+      accepted_before: transitions that dead incarnations accepted since this start of the run.
+      episodes_before: training games whose records came into those.
     """
 
     inserts: int
@@ -267,6 +269,8 @@ class ShardCounts(NamedTuple):
     episodes: int
     incarnation: int
     accepted: int
+    accepted_before: int
+    episodes_before: int
 
 
 class SampleReply(NamedTuple):

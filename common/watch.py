@@ -61,6 +61,11 @@ class Watch:
         """Watch a worker no more; it need not be known."""
         self._workers.pop(name, None)
 
+    def stood_still(self, seconds: float) -> None:
+        """Take note that whoever asks stood still for so long itself: that was nobody's silence."""
+        for worker in self._workers.values():
+            worker.alive_s += seconds
+
     def heard(self, name: WorkerName, alive_s: float) -> None:
         """Take note that a worker was at work at `alive_s`; it need not be known."""
         worker = self._workers.get(name)

@@ -18,7 +18,7 @@ from learner.learner import DeviceBatch
 # Pause after a `fetch` that had nothing; also how fast `close` is noticed then.
 _IDLE_S = 0.002
 # How long `close` waits for a `fetch` that is under way.
-_CLOSE_S = 30.0
+_CLOSE_S = 5.0
 
 
 class _Ready(NamedTuple):
@@ -95,13 +95,18 @@ class Prefetcher:
                 tensor.record_stream(stream)
         return ready.ids, ready.batch
 
-    def close(self) -> None:
-        """Stop fetching and drop what is ready. Waits at most 30 s for a `fetch` that hangs."""
+    def close(self) -> bool:
+        """Stop fetching and drop what is ready; wait at most 5 s for a `fetch` that hangs.
+
+        Returns:
+          Whether it has ended.
+        """
         self._closing.set()
         with self._changed:
             self._ready.clear()
             self._changed.notify_all()
         self._thread.join(_CLOSE_S)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

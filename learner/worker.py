@@ -23,7 +23,7 @@ from learner.assembly import (
     resolve_device,
     resolve_threads,
 )
-from learner.checkpoint import CheckpointFolder
+from learner.checkpoint import CheckpointError, CheckpointFolder
 from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
@@ -37,8 +37,8 @@ _SAMPLES_IN_FLIGHT = 2
 _UPDATES_IN_FLIGHT = 16
 _REPORT_S = 1.0
 # For the shards to say where they stand. One that is away sets in later.
-_CATCH_UP_S = 30.0
-_STORE_ANSWER_S = 60.0
+_CATCH_UP_S = 10.0
+_STORE_ANSWER_S = 5.0
 
 
 class LearnerProcess:
@@ -69,6 +69,8 @@ class LearnerProcess:
         device = resolve_device(config.learner.device)
         torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
         self._plan = plan
+        self._folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
+        self._said = ""
         self._store = store
         self._learner = make_learner(config, plan.spec, device=device, serial=False)
         self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
@@ -81,7 +83,7 @@ class LearnerProcess:
         )
         samples = 0
         if plan.resume_from:
-            saved = load_checkpoint(Path(plan.resume_from))
+            saved, self._said = self._read_checkpoint()
             self._learner.load_state_dict(saved["learner"])
             self._sampler.rng_state = saved["rng"]
             samples = saved["counters"]["samples"]
@@ -106,7 +108,6 @@ class LearnerProcess:
             samples=samples,
             clock=time.monotonic,
         )
-        self._folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
         self._writer = Saver("checkpoint")
         self._published: Any = None
         self._heartbeat = Heartbeat()
@@ -120,7 +121,8 @@ class LearnerProcess:
         device = self._learner.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         threads = torch.get_num_threads()
-        return f"learning on {where} with {threads} torch thread{'s' if threads > 1 else ''}"
+        on = f"learning on {where} with {threads} torch thread{'s' if threads > 1 else ''}"
+        return on + self._said
 
     def run(self) -> None:
         """Learn until `stop`; save at the end.
@@ -130,7 +132,8 @@ class LearnerProcess:
           OSError: the last checkpoint could not be written.
         """
         self._loop.publish()
-        self._learner.warm_up()
+        if not self._stop.is_set():
+            self._learner.warm_up()
         reported_s = -float("inf")
         try:
             while not self._stop.is_set():
@@ -145,9 +148,10 @@ class LearnerProcess:
                 if self._save.is_set() and self._start_saving():
                     self._save.clear()
         finally:
-            self._prefetcher.close()
-        # Actors stand still by now: what they played last counts, too.
-        self._sampler.refresh(_REPORT_S)
+            has_closed = self._prefetcher.close()
+        if has_closed:  # and does not fetch any more, from a shard that hangs
+            # Actors stand still by now: what they played last counts, too.
+            self._sampler.refresh(_REPORT_S)
         self._writer.wait()
         self._start_saving()
         self._writer.wait()
@@ -185,6 +189,22 @@ class LearnerProcess:
     def stop(self) -> None:
         """Make `run` save and return soon."""
         self._stop.set()
+
+    def _read_checkpoint(self) -> tuple[dict[str, Any], str]:
+        """Return the checkpoint to go on from, and what is to be said of it.
+
+        The one that the driver knows may be gone since: then it is the newest that is sound.
+
+        Raises:
+          CheckpointError: there is none.
+        """
+        try:
+            return load_checkpoint(Path(self._plan.resume_from)), ""
+        except CheckpointError as error:
+            sound = self._folder.newest_sound()
+            if sound is None:
+                raise
+            return load_checkpoint(sound.path), f"; goes on from {sound.path}, since {error}"
 
     def _publish(self, weights: Weights) -> None:
         """Send weights, unless those before are still under way; the next ones will be newer."""

@@ -110,6 +110,8 @@ class PrioritizedReplay:
             episodes=0,
             incarnation=storage.incarnation,
             accepted=storage.accepted,
+            accepted_before=0,
+            episodes_before=0,
         )
 
     def masses(self) -> NDArray[np.float64]:

@@ -21,7 +21,16 @@ from replay.storage import shard_of
 # How long a thread that found nothing to sample waits for the shards' counts before it says so.
 _POLL_S = 0.02
 
-_UNKNOWN = ShardCounts(inserts=0, transitions=0, mass=0.0, episodes=0, incarnation=-1, accepted=0)
+_UNKNOWN = ShardCounts(
+    inserts=0,
+    transitions=0,
+    mass=0.0,
+    episodes=0,
+    incarnation=-1,
+    accepted=0,
+    accepted_before=0,
+    episodes_before=0,
+)
 
 # Until a shard that does not answer is asked again.
 _LOST_RETRY_S = 0.5
@@ -298,6 +307,7 @@ class ReplaySampler:
             inserts=counts.inserts,
             accepted=counts.accepted,
             episodes=counts.episodes,
+            by_the_dead=(counts.accepted_before, counts.episodes_before),
         )
         if lost:
             self._samples = self._limiter.rebase(inserts, self._samples, lost)

@@ -41,6 +41,7 @@ class ReplayProcess:
         incarnation: int,
         max_bytes: int,
         snapshots: Path | None,
+        before: tuple[int, int],
         source: str,
     ) -> None:
         """Make the shard; it goes on from its newest snapshot, if it has one.
@@ -52,12 +53,15 @@ class ReplayProcess:
           incarnation: how many times it was started before.
           max_bytes: most bytes over all shards.
           snapshots: folder of the shard's snapshots, None for none.
+          before: transitions that the shard's dead incarnations accepted since this start of the
+            run, and their games.
           source: the driver's source hash.
         """
         expect_source(source, f"replay shard {shard}")
         self._shard = make_shard(
             config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes
         )
+        self._shard.succeed(*before)
         self._saver = Saver("snapshot")
         self._folder: SnapshotFolder | None = None
         self._description = ""

@@ -62,6 +62,7 @@ class ReplayShard:
         self._actors: set[tuple[int, int]] = set()
         self._episodes: list[EpisodeRecord] = []
         self._ended_episodes = 0
+        self._before = (0, 0)
         self._actor_phases: list[PhaseSeconds] = []
         self._timer = PhaseTimer()
 
@@ -69,6 +70,15 @@ class ReplayShard:
     def inserted(self) -> int:
         """Transitions ever inserted, restored ones included."""
         return self._replay.storage.inserted
+
+    def succeed(self, accepted: int, episodes: int) -> None:
+        """Take over from dead incarnations: whoever counts the run's has to count theirs, too.
+
+        Args:
+          accepted: transitions that they accepted since this start of the run.
+          episodes: training games whose records came into them.
+        """
+        self._before = (accepted, episodes)
 
     @property
     def accepted(self) -> int:
@@ -231,4 +241,9 @@ class ReplayShard:
         self._refused_segments = state.counters.refused_segments
 
     def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
-        return counts._replace(episodes=self._ended_episodes)
+        accepted_before, episodes_before = self._before
+        return counts._replace(
+            episodes=self._ended_episodes,
+            accepted_before=accepted_before,
+            episodes_before=episodes_before,
+        )

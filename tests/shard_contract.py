@@ -60,7 +60,7 @@ class ShardHandleContract:
         pending = handle.counts(START)
         assert pending.wait(PATIENCE_S)
         assert pending.wait(0.0)
-        assert pending.result() == pending.result() == (0, 0, 0.0, 0, 0, 0)
+        assert pending.result() == pending.result() == (0, 0, 0.0, 0, 0, 0, 0, 0)
 
     def test_accepted_push_is_in(self, handle: ShardHandle) -> None:
         reply = handle.add(handle.prepare(make_push(make_segment()))).result()

@@ -42,6 +42,7 @@ RAY_SHELLS = {
     "common/placement.py",
     "common/ray_run.py",
     "common/ray_session.py",
+    "common/saves.py",
     "launch.py",
     "learner/weight_store.py",
     "learner/worker.py",

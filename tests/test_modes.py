@@ -134,7 +134,9 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
     # It would hold for this whole process.
     monkeypatch.setattr(learner_worker, "tune_allocator", lambda: None)
     with parts_of(built):
-        ReplayProcess(CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", source)
+        ReplayProcess(
+            CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
+        )
         ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
         process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
         process._prefetcher.close()

@@ -74,7 +74,7 @@ def test_last_priority_of_an_id_counts() -> None:
 
 def test_counts_say_what_there_is() -> None:
     replay = make_replay(capacity=10, alpha=1.0)
-    assert replay.counts() == (0, 0, 0.0, 0, 0, 0)
+    assert replay.counts() == (0, 0, 0.0, 0, 0, 0, 0, 0)
     fill(replay, [[1.0] * 5, [2.0] * 5, [3.0] * 4])
     counts = replay.counts()
     assert counts[:2] == (5 + 5 + 4, 5 + 4)
@@ -127,7 +127,7 @@ def test_seed_decides_what_is_drawn() -> None:
 
 def test_empty_replay_gives_no_rows() -> None:
     reply = make_replay().sample(5)
-    assert reply.counts == (0, 0, 0.0, 0, 0, 0)
+    assert reply.counts == (0, 0, 0.0, 0, 0, 0, 0, 0)
     for field in reply[1:]:
         assert len(field) == 0
 
@@ -211,7 +211,7 @@ def test_cleared_replay_is_empty_and_goes_on_with_new_ids() -> None:
     fill(replay, [[1.0] * 5] * 3)
     replay.clear()
     replay.check_valid()
-    assert replay.counts() == (15, 0, 0.0, 0, 0, 15)
+    assert replay.counts() == (15, 0, 0.0, 0, 0, 15, 0, 0)
     assert replay.storage.num_bytes == 0
     assert len(replay.sample(4).ids) == 0
     assert replay.update_priorities(update([13, 14], [1.0, 1.0])) == 2  # gone
@@ -225,7 +225,7 @@ def test_empty_replay_may_be_cleared() -> None:
     replay = make_replay()
     replay.clear()
     replay.check_valid()
-    assert replay.counts() == (0, 0, 0.0, 0, 0, 0)
+    assert replay.counts() == (0, 0, 0.0, 0, 0, 0, 0, 0)
 
 
 # --- traps ----------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ def serve() -> Iterator[Serve]:
 
     def start(config: Config, spec: EnvironmentSpec, shard: int, incarnation: int) -> Any:
         server = ReplayServer.options(num_cpus=0).remote(
-            config, spec, shard, incarnation, config.replay.max_bytes, None, source_hash()
+            config, spec, shard, incarnation, config.replay.max_bytes, None, (0, 0), source_hash()
         )
         servers.append(server)
         return server
@@ -172,7 +172,7 @@ def test_a_push_that_does_not_fit_raises_in_the_writer(connect: Connect) -> None
 
 def test_a_replay_process_of_other_code_refuses_to_work() -> None:
     server = ReplayServer.options(num_cpus=0).remote(
-        CONFIG, ENVIRONMENT, 0, 0, 10**6, None, "0" * 16
+        CONFIG, ENVIRONMENT, 0, 0, 10**6, None, (0, 0), "0" * 16
     )
     with pytest.raises(RayActorError, match="runs other code or versions than the driver"):
         RayShard(server, 0).counts(START).result()

@@ -39,8 +39,8 @@ def test_restart_from_an_old_snapshot_loses_what_came_after_it() -> None:
     # It comes back with 60 of them, and 5 new ones.
     assert say(totals, 1, 65, 5, 1) == 100 - 60
     assert (totals.inserts, totals.lost) == (65, 40)
-    assert (totals.accepted, totals.accepted_by_the_dead) == (100 + 5, 100)
-    assert (totals.episodes, totals.episodes_by_the_dead) == (5, 4)
+    assert (totals.accepted, totals.by_the_dead(0)[0]) == (100 + 5, 100)
+    assert (totals.episodes, totals.by_the_dead(0)[1]) == (5, 4)
 
 
 def test_restart_without_a_snapshot_loses_everything() -> None:
@@ -54,12 +54,12 @@ def test_a_shard_known_to_be_dead_counts_among_the_dead_at_once() -> None:
     totals = ShardTotals(1)
     say(totals, 0, 100, 100, 4)
     totals.died(0)
-    assert (totals.accepted, totals.accepted_by_the_dead) == (100, 100)
-    assert (totals.episodes, totals.episodes_by_the_dead) == (4, 4)
+    assert (totals.accepted, totals.by_the_dead(0)[0]) == (100, 100)
+    assert (totals.episodes, totals.by_the_dead(0)[1]) == (4, 4)
     assert say(totals, 0, 110, 110, 5) == 0, "late"
     assert (totals.accepted, totals.episodes) == (100, 4)
     assert say(totals, 1, 65, 5, 1) == 100 - 60
-    assert (totals.accepted, totals.accepted_by_the_dead, totals.lost) == (105, 100, 40)
+    assert (totals.accepted, totals.by_the_dead(0)[0], totals.lost) == (105, 100, 40)
 
 
 def test_what_a_snapshot_holds_beyond_the_last_word_was_accepted() -> None:

@@ -144,3 +144,12 @@ def test_times_without_room_for_an_answer_are_refused(
     match = f"Expect 0 < `ask_s` < `first_s` and `silence_s`, actually: {ask_s}, {first_s}"
     with pytest.raises(ValueError, match=match):
         Watch(ask_s=ask_s, first_s=first_s, silence_s=silence_s)
+
+
+def test_time_that_the_asker_itself_stood_still_is_nobodys_silence() -> None:
+    watch = make_watch()
+    watch.started(ACTOR, 0.0)
+    watch.heard(ACTOR, 10.0)
+    watch.stood_still(500.0)
+    assert watch.hung(540.0) == {}
+    assert watch.hung(541.0) == {ACTOR: 31.0}
