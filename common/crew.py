@@ -200,10 +200,15 @@ class Crew:
         """
         if handle is not self.handle(name):
             return
+        why = ""
         if isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
-            raise RunEnded(f"the {name[0]} refused its own numbers: {cause_of(error)}")
-        if _CONSTRUCTOR_FAILED in str(error) and self._supervisor.restarts(name[0]) == 0:
-            raise RunEnded(f"the {name[0]} did not come up: {cause_of(error)}")
+            why = "refused its own numbers"
+        elif _CONSTRUCTOR_FAILED in str(error) and self._supervisor.restarts(name[0]) == 0:
+            why = "did not come up"
+        if why:
+            self._dead.add(name)
+            self._kill(name)
+            raise RunEnded(f"the {name[0]} {why}: {cause_of(error)}")
         self._bury(name, cause_of(error))
 
     def _bury(self, name: WorkerName, reason: str, since_s: float = 0.0) -> None:
