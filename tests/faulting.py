@@ -1,0 +1,105 @@
+"""A small run that saves every few seconds, made to be broken, and what one looks for in it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+from launching import Launched
+
+from common.tensorboard import read_scalars
+
+# What issue and README promise of an actor; the others take the time that their imports take.
+ACTOR_BACK_S = 30.0
+HANG_S = 15.0
+ROLES = {
+    "actor": "ActorProcess",
+    "evaluator": "EvaluatorProcess",
+    "learner": "LearnerProcess",
+    "replay": "ReplayProcess",
+    "weight_store": "WeightStoreProcess",
+}
+FLAGS = (
+    *("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "2"),
+    *("--replay.shards", "2", "--checkpoint.every-minutes", "0.05", "--health.hang-s", str(HANG_S)),
+    *("--evaluator.every-minutes", "0.05", "--evaluator.episodes", "1"),
+)
+
+
+class Job(NamedTuple):
+    """A run that goes on until somebody ends it.
+
+    Fields:
+      launched: its processes.
+      run: its folder.
+    """
+
+    launched: Launched
+    run: Path
+
+    def victims(self, role: str) -> list[psutil.Process]:
+        """Return a role's live processes."""
+        return self.launched.workers(ROLES[role])
+
+    def said(self, pattern: str) -> int:
+        """Return how often the driver said a line like this."""
+        return len(re.findall(pattern, self.launched.said))
+
+    def wait_until_more(self, count: Callable[[], float], what: str, timeout_s: float) -> None:
+        """Wait until a count has grown."""
+        before = count()
+        self.launched.wait_until(lambda: count() > before, what, timeout_s)
+
+    def comebacks(self, role: str) -> int:
+        """Return how often the driver said that a process of a role is back."""
+        return self.said(rf"{role} \d+ is back after")
+
+    def wait_for_comeback(self, role: str, before: int, timeout_s: float, number: int = 1) -> None:
+        """Wait until the driver has said so `number` times more than before."""
+        self.wait_until(
+            lambda: self.comebacks(role) >= before + number, f"comeback of {role}", timeout_s
+        )
+
+    def wait_until(self, holds: Callable[[], bool], what: str, timeout_s: float) -> None:
+        """Wait until something holds."""
+        self.launched.wait_until(holds, what, timeout_s)
+
+    def last(self, tag: str) -> float:
+        """Return a scalar's newest value, 0 before the first."""
+        scalars = read_scalars(self.run)
+        return float(scalars[tag].values[-1]) if tag in scalars else 0.0
+
+    def frames(self) -> float:
+        """Return how many frames the newest scalars speak of."""
+        return last_frame(self.run, "replay/transitions")
+
+    def expect_progress(self, timeout_s: float = 60.0) -> None:
+        """See acting and learning go on."""
+        self.wait_until_more(self.frames, "more frames", timeout_s)
+        self.wait_until_more(lambda: last_frame(self.run, "learner/td_loss"), "learning", timeout_s)
+
+
+def last_frame(run: Path, tag: str) -> float:
+    """Return the frames of a scalar's newest value, 0 before the first."""
+    time.sleep(0.5)  # reading the events costs more than the run needs between two of them
+    scalars = read_scalars(run)
+    return float(scalars[tag].frames[-1]) if tag in scalars else 0.0
+
+
+def snapshots(run: Path) -> int:
+    """Return how many shards have a snapshot."""
+    return len({path.parent for path in run.glob("checkpoints/replay_*/*.manifest")})
+
+
+def checkpoint_names(run: Path) -> set[str]:
+    """Return the names of the checkpoints."""
+    return {path.name for path in run.glob("checkpoints/checkpoint_*.pt")}
+
+
+def checkpoints(run: Path) -> int:
+    """Return how many checkpoints there are."""
+    return len(checkpoint_names(run))
