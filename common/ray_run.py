@@ -91,7 +91,8 @@ class RayRun:
         # Of the living learner: the step it told of first, and whether it took one since.
         self._first_step: int | None = None
         self._has_learned = False
-        self._are_kept = True  # the incarnations' numbers
+        self._kept: dict[str, int] = {}  # incarnations' numbers, as written down
+        self._can_keep = True
         self._saves = Saves(
             crew=self._crew,
             console=console,
@@ -120,6 +121,7 @@ class RayRun:
         try:
             while not self._interrupts.requested.wait(_ROUND_S) and not (reason := self._poll()):
                 self._crew.supervise()
+                self._keep_incarnations()  # before anything of theirs is saved
                 if self._has_learned:  # else there is nothing worth a file
                     self._saves.ask_when_due()
                 self._saves.look_after()
@@ -157,6 +159,7 @@ class RayRun:
             self._crew.start(("actor", actor))
         if config.evaluator.enabled:
             self._crew.start(_EVALUATOR)
+        self._keep_incarnations()
         return True
 
     def _create(self, name: WorkerName, incarnation: int) -> Any:
@@ -164,7 +167,6 @@ class RayRun:
         role, index = name
         plan, roles, source = self._plan, self._roles, self._source
         options = self._placement.options(name)
-        self._keep_incarnations()
         if role == "weight_store":
             return roles.weight_store.options(**options).remote()
         if role == "replay":
@@ -196,14 +198,17 @@ class RayRun:
 
     def _keep_incarnations(self) -> None:
         """Write down which numbers are given: after a crash they must not be given again."""
-        try:
-            self._plan.folder.write_incarnations(self._crew.incarnations())
-        except OSError as error:
-            if self._are_kept:
-                self._console.note(f"{self._plan.folder.path}: cannot be written: {error}")
-            self._are_kept = False
+        given = self._crew.incarnations()
+        if given == self._kept:
             return
-        self._are_kept = True
+        try:
+            self._plan.folder.write_incarnations(given)
+        except OSError as error:
+            if self._can_keep:
+                self._console.note(f"{self._plan.folder.path}: cannot be written: {error}")
+            self._can_keep = False
+            return
+        self._kept, self._can_keep = given, True
 
     def _count_out(self, name: WorkerName) -> None:
         """Take note that a process is dead."""
@@ -220,8 +225,6 @@ class RayRun:
         """
         if self._is_local and (what := dead_daemon(self._plan.config.health.hang_s)):
             raise RunEnded(f"Ray died: {what}")
-        if not self._are_kept:
-            self._keep_incarnations()
         for name in [_LEARNER, *self._shards]:
             handle = self._crew.handle(name)
             if handle is not None and name not in self._asked:
@@ -358,6 +361,7 @@ class RayRun:
         Raises:
           RunEnded: one could not; the others did.
         """
+        self._keep_incarnations()
         deadline_s = time.monotonic() + timeout_s
         last: dict[WorkerName, Any] = {}
         if learner is not None:
