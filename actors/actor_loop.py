@@ -122,7 +122,7 @@ class ActorLoop:
         return episodes
 
     def waiting(self) -> AbstractContextManager[None]:
-        """Book the time inside the `with` block as waiting for replay."""
+        """Book the time inside the `with` block as waiting: for replay, or for its turn."""
         return self._timer.phase("wait")
 
     def drain_phases(self) -> PhaseSeconds:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 from common.goal import ReturnGoal
@@ -26,6 +27,10 @@ class Player(Protocol):
 
     def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
         """Return the games that ended since the last call."""
+        ...
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Book the time inside the `with` block as waiting."""
         ...
 
     def drain_phases(self) -> PhaseSeconds:
@@ -67,6 +72,10 @@ class Shard(Protocol):
 
 class Stepper(Protocol):
     """See learner.learner_loop.LearnerLoop."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Book the time inside the `with` block as waiting."""
+        ...
 
     def run_step(self, timeout_s: float) -> bool:
         """Take one learner step; return False if there is no batch."""
@@ -154,8 +163,11 @@ class SerialRun:
         evaluation_due = _every(config.evaluator.every_minutes)
         reason = ""
         while not reason and not self._interrupts.requested.is_set():
-            self._play()
-            self._learn()
+            # Whoever has no turn waits, so that phases tell of either here what they do elsewhere.
+            with cores.learner.waiting():
+                self._play()
+            with cores.players[0].waiting():  # one for all: they take turns, too
+                self._learn()
             if report_due():
                 self._report()
             if evaluation_due():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -142,6 +143,10 @@ class LearnerLoop:
         """
         _expect_finite(self._learner.network, self._learner.learner_step)
         return flatten_state(self._learner.network)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Book the time inside the `with` block as waiting, like that for a batch."""
+        return self._timer.phase("wait")
 
     def run_step(self, timeout_s: float) -> bool:
         """Take one learner step; return False if no batch came in time.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ class Stage:
         self.interrupt_at_step = -1
         self.notes: list[str] = []
         self.evaluations: list[EvaluationResult] = []
+        self.waits: set[str] = set()  # who books the present moment as waiting
         self.cores = Cores(
             players=[_Player(self, k) for k in range(players)],
             writers=[_Writer(self, k) for k in range(players)],
@@ -81,8 +83,15 @@ class Stage:
     def report(self) -> Any:
         return _Report()
 
+    @contextmanager
+    def waiting(self, who: str = "learner") -> Iterator[None]:
+        self.waits.add(who)
+        yield
+        self.waits.remove(who)
+
     def run_step(self, timeout_s: float) -> bool:
         assert timeout_s == 0.0
+        assert self.waits == {"player 0"}
         if self.steps >= self.ratio * self.pushes:
             return False
         self.steps += 1
@@ -121,6 +130,7 @@ class _Player:
 
     def collect(self, num_steps: int) -> list[Segment]:
         assert num_steps == 1
+        assert self._stage.waits == {"learner"}
         self._calls += 1
         if self._calls % self._stage.every:
             return []
@@ -128,6 +138,9 @@ class _Player:
 
     def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
         return (EpisodeRecord(float(self._calls), STEPS, epsilon=0.1, ladder_position=0.0),)
+
+    def waiting(self) -> AbstractContextManager[None]:
+        return self._stage.waiting(f"player {self._index}")
 
     def drain_phases(self) -> PhaseSeconds:
         return NO_PHASES
