@@ -299,13 +299,8 @@ class Config:
         }
         for flag, count in may_be_zero.items():
             expect(flag, count, ">= 0", count >= 0)
-        exponents = {
-            "actor.epsilon-alpha": actor.epsilon_alpha,
-            "replay.priority-exponent": replay.priority_exponent,
-            "replay.importance-exponent": replay.importance_exponent,
-        }
-        for flag, exponent in exponents.items():
-            expect(flag, exponent, "finite and >= 0", 0 <= exponent < math.inf)
+        alpha = actor.epsilon_alpha
+        expect("actor.epsilon-alpha", alpha, "finite and >= 0", 0 <= alpha < math.inf)
         positive = {
             "actor.cpus": None if actor.cpus == "auto" else actor.cpus,
             "actor.epsilon-decay-agent-steps": actor.epsilon_decay_agent_steps,
@@ -324,6 +319,8 @@ class Config:
             expect(flag, value, "finite and > 0", value is None or 0 < value < math.inf)
         shares = {
             "env.sticky-actions": env.sticky_actions,
+            "replay.priority-exponent": replay.priority_exponent,
+            "replay.importance-exponent": replay.importance_exponent,
             "agent.gamma": self.agent.gamma,
             "actor.epsilon": actor.epsilon,
             "actor.epsilon-start": actor.epsilon_start,

@@ -16,7 +16,7 @@ from common.seeding import derive_seed
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
 from learner.learner import Learner, compiler_available
-from learner.learner_loop import LearnerLoop
+from learner.learner_loop import LearnerLoop, expect_finite
 
 # Raised whenever a checkpoint of the version before could not be read any more.
 CHECKPOINT_FORMAT = 2
@@ -88,14 +88,21 @@ def checkpoint_payload(
       rng: state of the sampler's generator; learning itself draws nothing.
 
     Raises:
-      FloatingPointError: the weights are not finite, so that neither is possible.
+      FloatingPointError: weights, target or optimiser are not finite, so that neither is possible.
     """
+    saved = learner.state_dict()
+    moments = saved["optimizer"]["state"].items()
+    expect_finite(
+        {f"target.{name}": tensor for name, tensor in saved["target"].items()}
+        | {f"{name}[{k}]": moment for name, all_ in moments for k, moment in enumerate(all_)},
+        learner.learner_step,
+    )
     return {
         "format": CHECKPOINT_FORMAT,
         "config": to_dict(config),
         "spec": spec_to_dict(spec),
         "weights": torch.from_numpy(loop.weights()),
-        "learner": learner.state_dict(),
+        "learner": saved,
         "counters": {
             "learner_step": learner.learner_step,
             "samples": loop.samples,

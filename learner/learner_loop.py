@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from common.metrics import PhaseTimer
 from common.networks import flatten_state
@@ -141,7 +140,7 @@ class LearnerLoop:
         Raises:
           FloatingPointError: one of them is not finite.
         """
-        _expect_finite(self._learner.network, self._learner.learner_step)
+        expect_finite(self._learner.network.state_dict(), self._learner.learner_step)
         return flatten_state(self._learner.network)
 
     def waiting(self) -> AbstractContextManager[None]:
@@ -227,21 +226,23 @@ class LearnerLoop:
         )
 
 
-def _expect_finite(network: nn.Module, learner_step: int) -> None:
-    """Raise FloatingPointError unless every parameter and buffer is finite. A CPU-GPU sync point.
+def expect_finite(state: Mapping[str, torch.Tensor], learner_step: int) -> None:
+    """Raise FloatingPointError unless every tensor is finite. A CPU-GPU sync point.
 
     A tensor with a NaN has NaN as its least and largest. Finding these takes 0.5 ms for nature_cnn
     on one core, at most once a second, as flattening does; `isfinite` over all takes 7 ms.
+
+    Args:
+      state: tensors by name; those of integers are finite.
+      learner_step: for the message.
     """
-    tensors = {
-        name: tensor for name, tensor in network.state_dict().items() if tensor.is_floating_point()
-    }
+    tensors = {name: tensor for name, tensor in state.items() if tensor.is_floating_point()}
     extremes = torch.stack([torch.stack(torch.aminmax(tensor)) for tensor in tensors.values()])
     finite = extremes.isfinite()
     if not finite.all():
         name = list(tensors)[int(finite.all(dim=1).logical_not().nonzero()[0])]
         raise FloatingPointError(
-            f"Expect finite weights from the learner, actually at learner step {learner_step}: "
+            f"Expect finite numbers from the learner, actually at learner step {learner_step}: "
             f"{float(extremes[~finite][0])} in `{name}`"
         )
 

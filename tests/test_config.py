@@ -64,7 +64,6 @@ COUNTS = [
     "checkpoint__keep",
 ]
 MAY_BE_ZERO = ["seed", "env__noop_max", "learner__threads"]
-EXPONENTS = ["actor__epsilon_alpha", "replay__priority_exponent", "replay__importance_exponent"]
 POSITIVE = [
     "actor__cpus",
     "actor__epsilon_decay_agent_steps",
@@ -80,6 +79,8 @@ POSITIVE = [
 ]
 SHARES = [
     "env__sticky_actions",
+    "replay__priority_exponent",
+    "replay__importance_exponent",
     "agent__gamma",
     "actor__epsilon",
     "actor__epsilon_start",
@@ -90,7 +91,7 @@ SHARES = [
 IMPOSSIBLE = [
     *[(name, value, ">= 1") for name in COUNTS for value in (0, -3)],
     *[(name, -1, ">= 0") for name in MAY_BE_ZERO],
-    *[(name, v, "finite and >= 0") for name in EXPONENTS for v in (-0.1, math.inf, math.nan)],
+    *[("actor__epsilon_alpha", v, "finite and >= 0") for v in (-0.1, math.inf, math.nan)],
     *[(n, v, "finite and > 0") for n in POSITIVE for v in (0.0, -1.0, math.inf, math.nan)],
     ("replay__max_bytes", 0, "finite and > 0"),
     ("env__stack", 256, "<= 255, the depth a segment can hold"),

@@ -18,9 +18,11 @@ import launch as driver
 from actors.atari import atari_game
 from actors.environments import resolve
 from common.config import EnvConfig
+from common.presets import PRESETS
 from common.scores import RANDOM_AND_HUMAN
 from common.tensorboard import read_scalars
 from learner.checkpoint import CheckpointFolder, load
+from learner.learner import compiler_available
 
 pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
@@ -78,18 +80,20 @@ def test_every_registered_game_steps_1000_actions_and_evaluates(
 
 
 GAMES = ("breakout", "space_invaders", "qbert", "seaquest", "beam_rider", "ms_pacman")
-# A run takes seconds of the processor: two are always made, one under each preset.
-QUICK = {("breakout", "apex"), ("ms_pacman", "machado")}
 
 
-@pytest.mark.parametrize(
-    ("game", "preset"),
-    [
-        pytest.param(game, preset, marks=() if (game, preset) in QUICK else pytest.mark.slow)
-        for game in GAMES
-        for preset in ("apex", "machado")
-    ],
-)
+def expect_preset(folder: Path, preset: str, game: str) -> None:
+    """Assert that the network saved last is for this game under this preset."""
+    newest = CheckpointFolder(folder / "checkpoints", 1).newest()
+    assert newest is not None
+    spec = load(newest)["spec"]
+    assert spec["name"] == game
+    assert f"preset {preset}" in (folder / "log.txt").read_text()
+    if preset == "machado":
+        assert spec["num_actions"] == 18
+
+
+@pytest.mark.parametrize(("game", "preset"), [("breakout", "apex"), ("ms_pacman", "machado")])
 def test_other_games_than_pong_run_under_the_presets(
     game: str, preset: str, tmp_path: Path
 ) -> None:
@@ -101,12 +105,33 @@ def test_other_games_than_pong_run_under_the_presets(
         *("--replay.min-size", "40", "--replay.samples-per-insert", "0.5"),
     )
     expect_whole(folder, result, frames=400)
-    newest = CheckpointFolder(folder / "checkpoints", 1).newest()
-    assert newest is not None
-    spec = load(newest)["spec"]
-    assert spec["name"] == game
-    if preset == "machado":
-        assert spec["num_actions"] == 18
+    expect_preset(folder, preset, game)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("preset", ["apex", "machado"])
+@pytest.mark.parametrize("game", GAMES)
+def test_other_games_than_pong_take_1000_learner_steps(
+    game: str, preset: str, tmp_path: Path
+) -> None:
+    """All as in the preset, but for when learning begins, how long it goes on, and one core."""
+    config = PRESETS[preset].config
+    assert config.samples_per_insert is not None
+    begin = 2_000
+    agent_steps = begin + 1_010 * config.learner.batch_size / config.samples_per_insert
+    folder = tmp_path / "run"
+    flags = (
+        *("--preset", preset, "--env", game, "--replay.min-size", str(begin)),
+        *("--total-frames", str(4 * int(agent_steps)), "--evaluator.episodes", "1"),
+        *("--serial", "--learner.threads", "1"),
+        *("--learner.compile", "on" if compiler_available() else "off"),
+    )
+    assert driver.main([*flags, "--run-dir", str(folder)]) == 0
+    result = result_of(folder)
+    expect_whole(folder, result, frames=4 * begin)
+    assert result["learner_steps"] >= 1_000
+    expect_preset(folder, preset, game)
 
 
 # --- no special case ------------------------------------------------------------------------------
