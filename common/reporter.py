@@ -40,6 +40,8 @@ from common.tensorboard import (
     episode_return_quartile_tag,
     phase_share_tag,
     restarts_tag,
+    save_held_tag,
+    save_tag,
 )
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 
@@ -317,6 +319,14 @@ class Reporter:
             ACTORS_EPSILON: self._mean_epsilon(self.progress.agent_steps),
             **{restarts_tag(role): count for role, count in self._restarts.items()},
         }
+        saves = {
+            "learner": [self._learner.save] if self._learner else [],
+            "replay": [shard.save for shard in shards],
+        }
+        for role, statuses in saves.items():
+            ended = [status for status in statuses if status.attempts > 0]
+            scalars[save_held_tag(role)] = max((s.held_s for s in ended), default=math.nan)
+            scalars[save_tag(role)] = max((s.seconds for s in ended), default=math.nan)
         for role, phases in role_shares.items():
             # A shard is idle between calls, outside all phases; the others always are in one.
             all_s = len(shards) * wall_s if role == "replay" else None

@@ -18,16 +18,18 @@ class SaveStatus(NamedTuple):
       attempts: that ended, well or not, in this incarnation.
       path: what the newest good one wrote, "" before the first.
       trouble: why the newest failed, one line; "" if it did not.
-      seconds: that the newest took.
+      held_s: that the newest kept the process from its work.
+      seconds: that the newest took to write, beside it.
     """
 
     attempts: int
     path: str
     trouble: str
+    held_s: float
     seconds: float
 
 
-NEVER_SAVED = SaveStatus(attempts=0, path="", trouble="", seconds=math.nan)
+NEVER_SAVED = SaveStatus(attempts=0, path="", trouble="", held_s=math.nan, seconds=math.nan)
 
 
 class ReplayReport(NamedTuple):

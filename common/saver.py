@@ -12,7 +12,7 @@ from common.reports import NEVER_SAVED, SaveStatus
 class Saver:
     """Runs saves one after the other in a thread of their own, and tells how the newest went.
 
-        if not saver.start(lambda: write(state)): ...      # the one before is not done
+        if not saver.start(capture): ...      # the one before is not done
         saver.status
 
     An OSError of a save (a full disk, say) is told in the status. So is whatever else it raises, a
@@ -36,20 +36,24 @@ class Saver:
         """Whether a save runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def start(self, save: Callable[[], str]) -> bool:
+    def start(self, capture: Callable[[], Callable[[], str]]) -> bool:
         """Start a save, or return False: one runs.
 
         Args:
-          save: writes, and returns the path of what it wrote.
+          capture: takes hold of what is to be saved, while the caller waits, and returns what
+            writes it, and returns the path of what it wrote.
 
         Raises:
-          BaseException: what the save before ended with, but for OSError.
+          BaseException: what the save before ended with, but for OSError; or `capture` did.
         """
         if self.is_busy:
             return False
         self.wait()
+        started_s = time.monotonic()
+        save = capture()
+        held_s = time.monotonic() - started_s
         # Not a daemon: a process that ends waits for what it writes.
-        self._thread = threading.Thread(target=self._run, args=(save,), name=self._name)
+        self._thread = threading.Thread(target=self._run, args=(save, held_s), name=self._name)
         self._thread.start()
         return True
 
@@ -66,7 +70,7 @@ class Saver:
             error, self._error = self._error, None
             raise error
 
-    def _run(self, save: Callable[[], str]) -> None:
+    def _run(self, save: Callable[[], str], held_s: float) -> None:
         started_s = time.monotonic()
         path, trouble = self._status.path, ""
         try:
@@ -77,4 +81,4 @@ class Saver:
             self._error = error
             trouble = f"{type(error).__name__}: {error}"
         seconds = time.monotonic() - started_s
-        self._status = SaveStatus(self._status.attempts + 1, path, trouble, seconds)
+        self._status = SaveStatus(self._status.attempts + 1, path, trouble, held_s, seconds)

@@ -92,6 +92,16 @@ def restarts_tag(role: str) -> str:
     return f"health/{role}_restarts"
 
 
+def save_held_tag(role: str) -> str:
+    """Return the tag of the seconds for which the newest save kept a worker from its work."""
+    return f"health/{role}_save_held_s"
+
+
+def save_tag(role: str) -> str:
+    """Return the tag of the seconds that the newest save took to write, beside the work."""
+    return f"health/{role}_save_s"
+
+
 class Series(NamedTuple):
     """One tag's values in the order they were written.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,15 @@ class LearnerProcess:
 
     def _start_saving(self) -> bool:
         """Start to write a checkpoint; False while the one before is being written."""
-        if self._writer.is_busy:
-            return False
+        return self._writer.start(self._capture)
+
+    def _capture(self) -> Callable[[], str]:
         self._take_report()
         plan, step = self._plan, self._learner.learner_step
         payload = checkpoint_payload(
             plan.config, plan.spec, self._learner, self._loop, self._sampler.rng_state
         )
-        return self._writer.start(lambda: str(self._folder.save(payload, step)))
+        return lambda: str(self._folder.save(payload, step))
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups

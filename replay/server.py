@@ -6,7 +6,8 @@ pins the store.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,10 +102,8 @@ class ReplayProcess:
 
     def save(self) -> None:
         """Start to write a snapshot beside the work; reports tell how it went."""
-        folder = self._folder
-        if folder is not None and not self._saver.is_busy:
-            state = self._shard.capture()
-            self._saver.start(lambda: f"snapshot {folder.write(state).number}")
+        if self._folder is not None:
+            self._saver.start(partial(self._capture, self._folder))
 
     def finish(self) -> ReplayReport:
         """Write the last snapshot, wait for it, and return the last report.
@@ -118,6 +117,10 @@ class ReplayProcess:
         if trouble := self._saver.status.trouble:
             raise OSError(trouble)
         return self.report()
+
+    def _capture(self, folder: SnapshotFolder) -> Callable[[], str]:
+        state = self._shard.capture()
+        return lambda: f"snapshot {folder.write(state).number}"
 
 
 ReplayServer: Any = ray.remote(ReplayProcess)

@@ -160,6 +160,7 @@ def test_cartpole_seeds_are_what_their_sources_say() -> None:
     assert pixels.agent.gamma == 0.999
     assert (pixels.learner.optimizer, pixels.learner.rmsprop_centered) == ("rmsprop", False)
     assert (pixels.learner.loss, pixels.learner.batch_size) == ("huber", 128)
+    assert pixels.learner.learning_rate == 1e-2
     assert pixels.learner.target_period_episodes == 10
     assert pixels.replay.capacity == 10_000
     assert epsilon_of(pixels) == (0.9, 0.05, 200)

@@ -14,7 +14,7 @@ from design_tags import DESIGN_TAGS
 
 from common.console import Console, RunStatus
 from common.reporter import Progress, Reporter
-from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport
+from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport, SaveStatus
 from common.tensorboard import EventWriter, Series, read_scalars
 from common.types import (
     EnvironmentSpec,
@@ -469,6 +469,30 @@ def test_evaluation_of_a_game_without_published_scores_has_no_normalised_one(
 def test_evaluation_note_names_the_human_normalised_score(stage: Stage) -> None:
     stage.reporter.evaluated(evaluation(14.6))
     assert "max 15, human-normalised 1.00)" in stage.output.getvalue()
+
+
+def test_seconds_of_saves_are_those_of_the_slowest_shard_that_has_saved(stage: Stage) -> None:
+    def saved(held_s: float, seconds: float) -> SaveStatus:
+        return SaveStatus(attempts=1, path="x", trouble="", held_s=held_s, seconds=seconds)
+
+    stage.update(shard_report(), shard_report(), after_s=5.0, learner=learner_report())
+    stage.update(
+        shard_report(inserts=1),
+        shard_report(save=saved(0.5, 2.0)),
+        after_s=5.0,
+        learner=learner_report(),
+    )
+    stage.update(
+        shard_report(inserts=1, save=saved(0.25, 4.0)),
+        shard_report(save=saved(0.5, 2.0)),
+        after_s=5.0,
+        learner=learner_report(save=saved(0.125, 1.0)),
+    )
+    scalars = stage.scalars()
+    assert scalars["health/replay_save_held_s"][1].tolist() == [0.5, 0.5]
+    assert scalars["health/replay_save_s"][1].tolist() == [2.0, 4.0]
+    assert scalars["health/learner_save_held_s"][1].tolist() == [0.125]
+    assert scalars["health/learner_save_s"][1].tolist() == [1.0]
 
 
 @pytest.mark.parametrize(

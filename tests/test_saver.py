@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -26,6 +27,11 @@ class Slow:
         self.threads.append(threading.current_thread().name)
         assert self.go_on.wait(PATIENCE_S)
         return self.path
+
+
+def at_once(save: Callable[[], str]) -> Callable[[], Callable[[], str]]:
+    """Return a capture that takes hold of nothing."""
+    return lambda: save
 
 
 def failing(error: BaseException) -> Callable[[], str]:
@@ -51,7 +57,7 @@ def test_before_the_first_save_there_is_nothing_to_tell() -> None:
 
 def test_save_runs_beside_the_caller_in_a_thread_of_that_name(slow: Slow) -> None:
     saver = Saver("snapshot")
-    assert saver.start(slow)
+    assert saver.start(at_once(slow))
     assert saver.is_busy
     assert saver.status is NEVER_SAVED, "an attempt counts when it has ended"
     slow.go_on.set()
@@ -64,14 +70,14 @@ def test_save_runs_beside_the_caller_in_a_thread_of_that_name(slow: Slow) -> Non
 
 def test_one_save_at_a_time(slow: Slow) -> None:
     saver = Saver("saver")
-    assert saver.start(slow)
+    assert saver.start(at_once(slow))
     other = Slow("other")
-    assert not saver.start(other)
+    assert not saver.start(at_once(other))
     slow.go_on.set()
     saver.wait()
     assert other.threads == []
     assert saver.status.attempts == 1
-    assert saver.start(lambda: "second")
+    assert saver.start(at_once(lambda: "second"))
     saver.wait()
     assert saver.status[:3] == (2, "second", "")
 
@@ -79,39 +85,39 @@ def test_one_save_at_a_time(slow: Slow) -> None:
 def test_disk_trouble_is_told_and_the_newest_good_path_stays() -> None:
     saver = Saver("saver")
     for save in (lambda: "good", failing(OSError(28, "No space left on device"))):
-        assert saver.start(save)
+        assert saver.start(at_once(save))
         saver.wait()
     assert saver.status[:3] == (2, "good", "[Errno 28] No space left on device")
-    assert saver.start(lambda: "better")
+    assert saver.start(at_once(lambda: "better"))
     saver.wait()
     assert saver.status[:3] == (3, "better", "")
 
 
 def test_disk_trouble_without_a_word_is_told_by_its_type() -> None:
     saver = Saver("saver")
-    saver.start(failing(TimeoutError()))
+    saver.start(at_once(failing(TimeoutError())))
     saver.wait()
     assert saver.status.trouble == "TimeoutError"
 
 
 def test_fault_of_ours_is_in_the_status_and_raised_by_the_next_start_once(slow: Slow) -> None:
     saver = Saver("saver")
-    assert saver.start(failing(KeyError("no such field")))
+    assert saver.start(at_once(failing(KeyError("no such field"))))
     while saver.is_busy:
         threading.Event().wait(0.001)
     # Nobody may take it for a good save before the next call raises it.
     assert saver.status[:3] == (1, "", "KeyError: 'no such field'")
     with pytest.raises(KeyError, match="no such field"):
-        saver.start(slow)
+        saver.start(at_once(slow))
     assert slow.threads == []
-    assert saver.start(lambda: "next")
+    assert saver.start(at_once(lambda: "next"))
     saver.wait()
     assert saver.status[:3] == (2, "next", "")
 
 
 def test_fault_of_ours_is_raised_by_wait() -> None:
     saver = Saver("saver")
-    saver.start(failing(AssertionError("7 rows")))
+    saver.start(at_once(failing(AssertionError("7 rows"))))
     with pytest.raises(AssertionError, match="7 rows"):
         saver.wait()
     saver.wait()
@@ -119,6 +125,37 @@ def test_fault_of_ours_is_raised_by_wait() -> None:
 
 def test_seconds_are_those_of_the_newest_attempt() -> None:
     saver = Saver("saver")
-    saver.start(failing(OSError("full")))
+    saver.start(at_once(failing(OSError("full"))))
     saver.wait()
     assert math.isfinite(saver.status.seconds)
+
+
+def test_what_is_saved_is_captured_by_the_caller_while_nothing_is_written() -> None:
+    saver = Saver("saver")
+    state, captured_by = [1], []
+
+    def capture() -> Callable[[], str]:
+        captured_by.append(threading.current_thread())
+        time.sleep(0.02)
+        copy = list(state)
+        return lambda: f"{copy}"
+
+    assert saver.start(capture)
+    state.append(2)
+    saver.wait()
+    assert captured_by == [threading.current_thread()]
+    assert saver.status.path == "[1]"
+    assert 0.02 <= saver.status.held_s < PATIENCE_S
+
+
+def test_fault_of_a_capture_is_the_callers_at_once_and_no_attempt() -> None:
+    def poisoned() -> Callable[[], str]:
+        raise FloatingPointError("nan")
+
+    saver = Saver("saver")
+    with pytest.raises(FloatingPointError, match="nan"):
+        saver.start(poisoned)
+    assert saver.status is NEVER_SAVED
+    assert saver.start(at_once(lambda: "good"))
+    saver.wait()
+    assert saver.status.path == "good"
