@@ -4,7 +4,8 @@
 
 The kills come from a seeded generator: which role, which of its processes, when. Prints a table
 and writes `chaos.json` into the run's folder. Exits 1 if something did not come back, if replay's
-sums do not agree, or if the run itself failed.
+sums do not agree, if it lost more than shards took in between their snapshots and their deaths, or
+if the run itself failed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 
+from common.config import Config
+from common.config_file import load_file
 from common.tensorboard import read_scalars
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +46,8 @@ _AT_ONCE = 0.2
 _BACK_S = 180.0
 _STOP_S = 60.0
 _MEMORY_S = 10.0
+# Of snapshots and reports, on top of the time between two snapshots.
+_LATE_S = 30.0
 
 
 class Kill(NamedTuple):
@@ -51,12 +56,26 @@ class Kill(NamedTuple):
     Fields:
       at_s: seconds after the start.
       role: the victim's.
+      alone: nobody else was killed at that moment.
       back_s: seconds until the driver said that it is back; None: never.
     """
 
     at_s: float
     role: str
+    alone: bool
     back_s: float | None
+
+
+class Memory(NamedTuple):
+    """What the run's processes hold.
+
+    Fields:
+      at_s: seconds after the start.
+      bytes: of their own or shared (PSS).
+    """
+
+    at_s: float
+    bytes: int
 
 
 class Job:
@@ -143,31 +162,36 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         code = job.end()
     sums = replay_sums(options.run_dir)
+    losses = explain_losses(options.run_dir, kills)
     report = {
         "minutes": options.minutes,
         "seed": options.seed,
         "flags": options.flags,
         "exit_code": code,
         "kills": [kill._asdict() for kill in kills],
-        "memory_bytes": memory,
+        "memory": [sample._asdict() for sample in memory],
         "replay": sums,
+        "losses": losses,
         "result": json.loads((options.run_dir / "result.json").read_text()),
     }
     (options.run_dir / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(kills))
     print(f"replay: {sums}")
-    print(f"memory: {memory[0] / 1e9:.2f} GB at first, {memory[-1] / 1e9:.2f} GB at last")
+    for loss in losses:
+        print(f"lost at {loss['at_s']:.0f} s: {loss['lost']:,} of at most {loss['at_most']:,}")
+    print(f"memory, medians of the run's sixths: {', '.join(sixths(memory))} GB")
     print(f"result: {report['result']}")
     survived = all(kill.back_s is not None for kill in kills)
-    return 0 if survived and sums["agree"] and code == 130 else 1
+    explained = all(loss["lost"] <= loss["at_most"] for loss in losses)
+    return 0 if survived and explained and sums["agree"] and code == 130 else 1
 
 
 def torment(
     job: Job, rng: np.random.Generator, started_s: float, minutes: float
-) -> tuple[list[Kill], list[int]]:
+) -> tuple[list[Kill], list[Memory]]:
     """Kill at random until the time is over; return the kills, and the memory over time."""
     kills: list[Kill] = []
-    memory = [job.memory_bytes()]
+    memory: list[Memory] = []
     end_s = started_s + minutes * 60.0
     weights = np.array([weight for weight, _ in _ROLES.values()])
     while job.is_running and time.monotonic() < end_s:
@@ -176,23 +200,45 @@ def torment(
         choice = float(rng.random())
         while job.is_running and time.monotonic() < min(next_s, end_s):
             time.sleep(min(_MEMORY_S, max(0.1, next_s - time.monotonic())))
-            memory.append(job.memory_bytes())
-        victims = job.workers(_ROLES[role][1])
-        if not job.is_running or time.monotonic() >= end_s or not victims:
-            continue
-        pattern = rf"{role} \d+ is back after"
-        before, killed_s = job.times_said(pattern), time.monotonic()
-        with contextlib.suppress(psutil.NoSuchProcess):
-            victims[int(choice * len(victims))].kill()
+            memory.append(Memory(time.monotonic() - started_s, job.memory_bytes()))
+        roles = [role]
         if rng.random() < _AT_ONCE:  # another one with it, of any role
-            for other in job.workers(str(rng.choice([title for _, title in _ROLES.values()])))[:1]:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    other.kill()
-        is_back = wait_until(lambda p=pattern, b=before: job.times_said(p) > b, job, _BACK_S)
-        back_s = time.monotonic() - killed_s if is_back else None
-        kills.append(Kill(killed_s - started_s, role, back_s))
-        print(f"{kills[-1].at_s:7.0f} s: {role}, back after {back_s} s", flush=True)
+            roles.append(str(rng.choice(list(_ROLES))))
+        if job.is_running and time.monotonic() < end_s:
+            kills += kill_at_once(job, roles, choice, started_s)
     return kills, memory
+
+
+def kill_at_once(job: Job, roles: list[str], choice: float, started_s: float) -> list[Kill]:
+    """Kill one process of each role, all at once, and wait until the driver has them back.
+
+    Args:
+      job: their run.
+      roles: no role twice has two different victims.
+      choice: in [0, 1), picks among a role's processes.
+      started_s: of the run.
+    """
+    victims: dict[str, psutil.Process] = {}
+    for role in roles:
+        if found := job.workers(_ROLES[role][1]):
+            victims[role] = found[int(choice * len(found))]
+    said = {role: job.times_said(_back(role)) for role in victims}
+    killed_s = time.monotonic()
+    for process in victims.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    kills = []
+    for role in victims:
+        is_back = wait_until(lambda r=role: job.times_said(_back(r)) > said[r], job, _BACK_S)
+        back_s = time.monotonic() - killed_s if is_back else None
+        kills.append(Kill(killed_s - started_s, role, len(victims) == 1, back_s))
+        print(f"{kills[-1].at_s:7.0f} s: {role}, back after {back_s} s", flush=True)
+    return kills
+
+
+def _back(role: str) -> str:
+    """Return the pattern of what the driver says when a worker of the role is back."""
+    return rf"{role} \d+ is back after"
 
 
 def wait_until(holds: Any, job: Job, timeout_s: float) -> bool:
@@ -221,6 +267,39 @@ def replay_sums(run: Path) -> dict[str, Any]:
     # TensorBoard keeps float32: whole numbers up to 2^24 are exact, beyond that to 1 in 2^24.
     slack = sum(sums.values()) * 2.0**-23 if sum(sums.values()) > 1 << 24 else 0.0
     return {"accepted": accepted, **sums, "agree": abs(accepted - sum(sums.values())) <= slack}
+
+
+def explain_losses(run: Path, kills: Sequence[Kill]) -> list[dict[str, Any]]:
+    """Return each rise of what replay lost, beside the most that its death explains.
+
+    That is what all shards took in since the snapshot before, or 0 where no shard was killed.
+    """
+    config = load_file(Config(), run / "config.yaml")
+    reach_s = 60.0 * config.checkpoint.every_minutes + _LATE_S
+    scalars = read_scalars(run)
+    lost = scalars["replay/lost_transitions"]
+    result = json.loads((run / "result.json").read_text())
+    per_frame = result["agent_steps"] / result["frames"]
+    times_s = lost.wall_s - lost.wall_s[0]
+    deaths = sum(kill.role == "replay" for kill in kills)
+    losses = []
+    for row in np.flatnonzero(np.diff(lost.values) > 0) + 1:
+        since = np.searchsorted(times_s, times_s[row] - reach_s)
+        taken_in = (lost.frames[row] - lost.frames[since]) * per_frame
+        losses.append(
+            {
+                "at_s": float(times_s[row]),
+                "lost": int(lost.values[row] - lost.values[row - 1]),
+                "at_most": int(taken_in) if len(losses) < deaths else 0,
+            }
+        )
+    return losses
+
+
+def sixths(memory: Sequence[Memory]) -> list[str]:
+    """Return the median gigabytes in each sixth of the samples, in order."""
+    parts = np.array_split([sample.bytes / 1e9 for sample in memory], 6)
+    return [f"{np.median(part):.2f}" for part in parts if len(part)]
 
 
 def table(kills: Sequence[Kill]) -> str:

@@ -22,7 +22,7 @@ FLAT_BYTES = 48 << 20
 FLAGS = (
     *("--preset", "pong-fast", "--total-frames", "100_000_000", "--actors", "2"),
     *("--replay.min-size", "1000", "--replay.capacity", "20_000", "--learner.compile", "off"),
-    *("--health.hang-s", "3600", "--no-evaluator.enabled"),
+    *("--health.hang-s", "3600", "--evaluator.no-enabled"),
 )
 
 
