@@ -67,6 +67,11 @@ class Placement:
 
     def options(self, name: WorkerName) -> dict[str, Any]:
         """Return Ray's options for a process."""
+        # Ray would send a record of every call to its control service, which keeps 100,000: at some
+        # hundred calls a second, a process that grows by a megabyte a second for minutes.
+        return {"enable_task_events": False, **self._place(name)}
+
+    def _place(self, name: WorkerName) -> dict[str, Any]:
         role, index = name
         if role == "weight_store":
             return self._beside_learner(0, num_cpus=0)

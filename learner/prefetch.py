@@ -16,7 +16,7 @@ from common.types import Batch
 from learner.learner import DeviceBatch
 
 # Pause after a `fetch` that had nothing; also how fast `close` is noticed then.
-_IDLE_S = 0.002
+_IDLE_S = 0.01
 # How long `close` waits for a `fetch` that is under way.
 _CLOSE_S = 5.0
 
