@@ -19,7 +19,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -29,7 +29,12 @@ import psutil
 
 from common.config import Config
 from common.config_file import load_file
-from common.tensorboard import read_scalars
+from common.tags import (
+    REPLAY_EVICTED_TRANSITIONS,
+    REPLAY_LOST_TRANSITIONS,
+    REPLAY_TRANSITIONS,
+)
+from common.tensorboard import Series, read_scalars
 
 _ROOT = Path(__file__).resolve().parent.parent
 # How often each role is the victim, and the title of its processes.
@@ -161,8 +166,11 @@ def main(arguments: Sequence[str]) -> int:
         kills, memory = torment(job, rng, started_s, options.minutes)
     finally:
         code = job.end()
-    sums = replay_sums(options.run_dir)
-    losses = explain_losses(options.run_dir, kills)
+    scalars = read_scalars(options.run_dir)
+    result = json.loads((options.run_dir / "result.json").read_text())
+    sums = replay_sums(scalars, result)
+    every_s = 60.0 * load_file(Config(), options.run_dir / "config.yaml").checkpoint.every_minutes
+    losses = explain_losses(scalars, result, kills, every_s)
     report = {
         "minutes": options.minutes,
         "seed": options.seed,
@@ -172,7 +180,7 @@ def main(arguments: Sequence[str]) -> int:
         "memory": [sample._asdict() for sample in memory],
         "replay": sums,
         "losses": losses,
-        "result": json.loads((options.run_dir / "result.json").read_text()),
+        "result": result,
     }
     (options.run_dir / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
     print(table(kills))
@@ -180,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
     for loss in losses:
         print(f"lost at {loss['at_s']:.0f} s: {loss['lost']:,} of at most {loss['at_most']:,}")
     print(f"memory, medians of the run's sixths: {', '.join(sixths(memory))} GB")
-    print(f"result: {report['result']}")
+    print(f"result: {result}")
     survived = all(kill.back_s is not None for kill in kills)
     explained = all(loss["lost"] <= loss["at_most"] for loss in losses)
     return 0 if survived and explained and sums["agree"] and code == 130 else 1
@@ -251,16 +259,14 @@ def wait_until(holds: Any, job: Job, timeout_s: float) -> bool:
     return True
 
 
-def replay_sums(run: Path) -> dict[str, Any]:
+def replay_sums(scalars: Mapping[str, Series], result: Mapping[str, Any]) -> dict[str, Any]:
     """Return whether what came in is what replay holds, evicted and lost, by the last scalars."""
-    scalars = read_scalars(run)
-    result = json.loads((run / "result.json").read_text())
     sums = {
-        name: int(scalars[f"replay/{tag}"].values[-1])
+        name: int(scalars[tag].values[-1])
         for name, tag in (
-            ("held", "transitions"),
-            ("evicted", "evicted_transitions"),
-            ("lost", "lost_transitions"),
+            ("held", REPLAY_TRANSITIONS),
+            ("evicted", REPLAY_EVICTED_TRANSITIONS),
+            ("lost", REPLAY_LOST_TRANSITIONS),
         )
     }
     accepted = result["agent_steps"]
@@ -269,22 +275,29 @@ def replay_sums(run: Path) -> dict[str, Any]:
     return {"accepted": accepted, **sums, "agree": abs(accepted - sum(sums.values())) <= slack}
 
 
-def explain_losses(run: Path, kills: Sequence[Kill]) -> list[dict[str, Any]]:
+def explain_losses(
+    scalars: Mapping[str, Series],
+    result: Mapping[str, Any],
+    kills: Sequence[Kill],
+    every_s: float,
+) -> list[dict[str, Any]]:
     """Return each rise of what replay lost, beside the most that its death explains.
 
     That is what all shards took in since the snapshot before, or 0 where no shard was killed.
+
+    Args:
+      scalars: of the run.
+      result: its result.json.
+      kills: what was done to it.
+      every_s: between two snapshots.
     """
-    config = load_file(Config(), run / "config.yaml")
-    reach_s = 60.0 * config.checkpoint.every_minutes + _LATE_S
-    scalars = read_scalars(run)
-    lost = scalars["replay/lost_transitions"]
-    result = json.loads((run / "result.json").read_text())
+    lost = scalars[REPLAY_LOST_TRANSITIONS]
     per_frame = result["agent_steps"] / result["frames"]
     times_s = lost.wall_s - lost.wall_s[0]
     deaths = sum(kill.role == "replay" for kill in kills)
     losses = []
     for row in np.flatnonzero(np.diff(lost.values) > 0) + 1:
-        since = np.searchsorted(times_s, times_s[row] - reach_s)
+        since = np.searchsorted(times_s, times_s[row] - every_s - _LATE_S)
         taken_in = (lost.frames[row] - lost.frames[since]) * per_frame
         losses.append(
             {

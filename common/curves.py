@@ -16,7 +16,7 @@ from common.config_file import ConfigError, overlay, read_file
 from common.goal import RETURN_GAMES
 from common.schedules import epsilon_ladder
 from common.scores import RANDOM_AND_HUMAN
-from common.tensorboard import (
+from common.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
@@ -26,12 +26,8 @@ from common.tensorboard import (
     LEARNER_TD_LOSS,
     REPLAY_SAMPLES_PER_INSERT,
     TRAIN_EPISODE_RETURN,
-    Series,
-    Session,
-    event_files,
-    read_events,
-    running_seconds,
 )
+from common.tensorboard import Series, Session, event_files, read_events, running_seconds
 
 Kind = Literal["games", "evaluation", "noisy", "plain"]
 KINDS: Mapping[str, Kind] = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from common.curves import KINDS, Curve, RunCurves
 from common.goal import RETURN_GAMES
-from common.tensorboard import (
+from common.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,

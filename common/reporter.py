@@ -15,7 +15,7 @@ from common.metrics import Rate, merge, shares
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.scores import human_normalized_score
 from common.shard_totals import ShardTotals
-from common.tensorboard import (
+from common.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
@@ -36,13 +36,13 @@ from common.tensorboard import (
     TRAIN_EPISODE_RETURN,
     TRANSITIONS_INSERTED_PER_S,
     TRANSITIONS_SAMPLED_PER_S,
-    EventWriter,
     episode_return_quartile_tag,
     phase_share_tag,
     restarts_tag,
     save_held_tag,
     save_tag,
 )
+from common.tensorboard import EventWriter
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common import tensorboard as tags
+from common import tags
 from common.config import ActorConfig, Config
 from common.config_file import save_file
 from common.curves import (

@@ -13,7 +13,7 @@ from launching import launch
 
 import launch as driver
 from actors.environments import resolve
-from common import tensorboard as tags
+from common import tags
 from common.config import AgentConfig, Config, EnvConfig
 from common.networks import build_network, flatten_state
 from common.run_folder import RunFolder

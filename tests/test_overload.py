@@ -9,9 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from faulting import last_frame
 from launching import STOP_S, Launched, result_of, started
-
-from common.tensorboard import read_scalars
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -47,10 +46,9 @@ def memory_bytes(launched: Launched) -> int:
     return total
 
 
-def last_frame(run: Path) -> float:
-    """Return how many frames the newest scalars speak of, 0 before the first."""
-    scalars = read_scalars(run)
-    return float(scalars["learner/td_loss"].frames[-1]) if "learner/td_loss" in scalars else 0.0
+def learned_frame(run: Path) -> float:
+    """Return how many frames the newest scalars of the learner speak of, 0 before the first."""
+    return last_frame(run, "learner/td_loss")
 
 
 @pytest.mark.timeout(900)
@@ -61,7 +59,7 @@ def test_memory_is_flat_while_a_role_stands_still_and_the_run_goes_on_after(
     run = tmp_path / "run"
     with started(*FLAGS, "--run-dir", str(run)) as launched:
         # Until replay is full: from here on nothing has a reason to grow.
-        launched.wait_until(lambda: last_frame(run) > 4 * 25_000, "full replay", 600.0)
+        launched.wait_until(lambda: learned_frame(run) > 4 * 25_000, "full replay", 600.0)
         with stopped(launched.workers(role)):
             time.sleep(15.0)  # queues fill up to their bounds
             before = memory_bytes(launched)
@@ -69,8 +67,8 @@ def test_memory_is_flat_while_a_role_stands_still_and_the_run_goes_on_after(
             after = memory_bytes(launched)
             assert launched.is_running, launched.said
         assert after - before < FLAT_BYTES, f"{before / 1e6:.0f} MB -> {after / 1e6:.0f} MB"
-        frames = last_frame(run)
-        launched.wait_until(lambda: last_frame(run) > frames + 4_000, "progress", 120.0)
+        frames = learned_frame(run)
+        launched.wait_until(lambda: learned_frame(run) > frames + 4_000, "progress", 120.0)
         assert "died" not in launched.said
         launched.interrupt()
         assert launched.wait(STOP_S).returncode == 130, launched.said
@@ -82,8 +80,8 @@ def test_32_actors_on_few_cores_make_progress_and_end_in_time(tmp_path: Path) ->
     flags = ("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "32")
     with started(*flags, "--run-dir", str(run)) as launched:
         launched.wait_for("every actor has pushed", 600.0)
-        frames = last_frame(run)
-        launched.wait_until(lambda: last_frame(run) > frames + 5_000, "progress", 300.0)
+        frames = learned_frame(run)
+        launched.wait_until(lambda: learned_frame(run) > frames + 5_000, "progress", 300.0)
         launched.interrupt()
         assert launched.wait(STOP_S).returncode == 130, launched.said
     assert result_of(run)["learner_steps"] > 0

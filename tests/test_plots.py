@@ -14,7 +14,7 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import tensorboard as tags
+from common import tags
 from common.config import ActorConfig, Config
 from common.config_file import save_file
 from common.curves import load_curves

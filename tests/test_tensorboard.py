@@ -226,26 +226,6 @@ def test_writing_after_close_is_refused_and_closing_twice_is_not(tmp_path: Path)
         writer.scalar("a", 1.0, 1)
 
 
-def test_quartiles_count_from_the_one_that_explores_most() -> None:
-    tags = [
-        tensorboard.episode_return_quartile_tag(position)
-        for position in (0.0, 0.25, 0.5, 0.75, 0.999)
-    ]
-    assert [tag[-1] for tag in tags] == ["1", "2", "3", "4", "4"]
-    assert tags[0] == "train/episode_return_epsilon_quartile_1"
-
-
-@pytest.mark.parametrize("position", [-0.1, 1.0, math.nan])
-def test_position_off_the_ladder_is_refused(position: float) -> None:
-    with pytest.raises(ValueError, match=r"Expect 0 <= `ladder_position` < 1, actually"):
-        tensorboard.episode_return_quartile_tag(position)
-
-
-def test_families_of_tags_have_their_documented_names() -> None:
-    assert tensorboard.phase_share_tag("actor", "inference") == "time/actor_inference_share"
-    assert tensorboard.restarts_tag("learner") == "health/learner_restarts"
-
-
 def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
     # A fake stands in for an installed tensorflow, which tensorboard would take where it can.
     (tmp_path / "tensorflow.py").write_text("raise SystemExit('tensorflow was imported')")
