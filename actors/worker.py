@@ -25,6 +25,8 @@ from replay.writer import ReplayWriter
 
 # The weight store answers at once; one that is silent so long is gone.
 _ANSWER_S = 60.0
+# The driver puts another store in the place of a dead one within seconds.
+_NEXT_STORE_S = 2.0
 # Until the learner is up there is nothing to act on; asking more often would only disturb it.
 _FIRST_WEIGHTS_POLL_S = 0.1
 
@@ -173,9 +175,16 @@ class EvaluatorProcess:
     """Plays whole games with the newest weights, on its own schedule."""
 
     def __init__(
-        self, config: Config, spec: EnvironmentSpec, store: Any, incarnation: int, source: str
+        self,
+        config: Config,
+        spec: EnvironmentSpec,
+        store: Any,
+        first_in_s: float,
+        incarnation: int,
+        source: str,
     ) -> None:
         expect_source(source, "evaluator")
+        self._next_s = time.monotonic() + first_in_s
         torch.set_num_threads(1)
         self._config = config
         self._network = build_network(config.agent, spec)
@@ -196,18 +205,16 @@ class EvaluatorProcess:
         self._results: list[tuple[EvaluationResult, Weights]] = []
 
     def run(self) -> None:
-        """Evaluate every so many minutes, until `stop` or `finish`.
-
-        The first time is one period after the start.
-        """
+        """Evaluate every so many minutes, until `stop` or `finish`."""
         period_s = self._config.evaluator.every_minutes * 60.0
-        next_s = time.monotonic() + period_s
         while not self._stop.is_set():
-            self._sleep_until(next_s)
+            self._sleep_until(self._next_s)
             finishing = self._finish.is_set()
-            next_s = time.monotonic() + period_s
+            self._next_s = time.monotonic() + period_s
             weights = self._newest()
-            if weights is not None and not self._stop.is_set():
+            if weights is None:
+                self._next_s = time.monotonic() + min(period_s, _NEXT_STORE_S)
+            elif not self._stop.is_set():
                 self._evaluate(weights, self._config.evaluator.episodes)
             if finishing:
                 return

@@ -178,8 +178,8 @@ class EvaluatorConfig:
 class CheckpointConfig:
     """What survives the process."""
 
-    every_minutes: float = 5.0
-    """Between checkpoints; one more is written at the end."""
+    every_minutes: float = 1.0
+    """Between checkpoints, which is what a dead learner forgets at most; one more at the end."""
     keep: int = 3
     """Newest checkpoints kept, besides `best.pt`."""
     replay: bool = True

@@ -88,6 +88,8 @@ class RayRun:
         self._descriptions: dict[WorkerName, tuple[Any, Any]] = {}
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
+        # A replaced evaluator keeps to it: else frequent deaths would put it off for ever.
+        self._evaluation_due_s = time.monotonic() + 60.0 * plan.config.evaluator.every_minutes
         # Of the living learner: the step it told of first, and whether it took one since.
         self._first_step: int | None = None
         self._has_learned = False
@@ -190,8 +192,9 @@ class RayRun:
             return learner
         if role == "evaluator":
             return roles.evaluator.options(**options).remote(
-                plan.config, plan.spec, store, incarnation, source
-            )
+                plan.config, plan.spec, store, self._evaluation_due_s - time.monotonic(),
+                incarnation, source,
+            )  # fmt: skip
         return roles.actor.options(**options).remote(
             plan.config, plan.spec, servers, store, index, incarnation, source
         )
@@ -317,6 +320,8 @@ class RayRun:
             return  # the supervisor hears of it from its run
         self._evaluator_answers = True
         for result, weights in results:
+            since_s = time.monotonic() - result.seconds
+            self._evaluation_due_s = since_s + 60.0 * self._plan.config.evaluator.every_minutes
             self._reporter.evaluated(result)
             self._goal.evaluated(result.returns)
             self._on_evaluation(result, weights)

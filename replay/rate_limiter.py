@@ -36,7 +36,9 @@ class RateLimiter:
 
     and error cannot be both above band / 2 and below -band / 2. As it holds in every state, the
     claim needs no history: it covers a resumed run, one that lost a shard, and one whose counts
-    were rebased. Rounding is harmless, since the two bounds are at least 2 apart.
+    were rebased. An insert that is refused for what is promised to others changes nothing: the
+    first of those is judged as if it were alone. Rounding is harmless, since the two bounds are at
+    least 2 apart.
 
     **With shards** each side knows part of the counts late. A shard adds its own inserts to what
     the learner last told of the others, and uses the samples last told; the learner adds up the
@@ -102,15 +104,17 @@ class RateLimiter:
             return 0.0
         return (inserts - self._min_size) * self._samples_per_insert - samples
 
-    def can_insert(self, inserts: int, samples: int, num: int) -> bool:
+    def can_insert(self, inserts: int, samples: int, num: int, promised: int = 0) -> bool:
         """Return whether `num` more transitions may be inserted now.
 
         Args:
           inserts: transitions ever inserted, over all shards.
           samples: transitions ever sampled, over all shards.
           num: transitions to insert, at once.
+          promised: transitions that have to find room first (see replay.waiting_line).
         """
-        return inserts < self._min_size or self.error(inserts + num, samples) <= self._band
+        soon = inserts + promised + num
+        return inserts < self._min_size or self.error(soon, samples) <= self._band
 
     def can_sample(self, inserts: int, samples: int, num: int) -> bool:
         """Return whether `num` more transitions may be sampled now.

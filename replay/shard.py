@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from common.metrics import PhaseTimer, merge
-from common.packing import PackingError
+from common.packing import PackingError, segment_fingerprint
 from common.reports import NEVER_SAVED, ReplayReport
 from common.types import (
     AddReply,
@@ -22,14 +22,16 @@ from common.types import (
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
 from replay.state import ShardCounters, ShardState, SnapshotError
+from replay.waiting_line import WaitingLine
 
 
 class ReplayShard:
     """Answers actors, the learner and the driver; never waits.
 
     A push that would get too far ahead of the learner is answered "not yet" (`accepted=False`);
-    waiting is the client's affair. What the other shards hold is known from the learner's last
-    request. Not thread-safe: one Ray actor thread, or the serial scheduler, calls it.
+    waiting is the client's affair, and whoever asked first goes first. What the other shards hold
+    is known from the learner's last request. Not thread-safe: one Ray actor thread, or the serial
+    scheduler, calls it.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ReplayShard:
         self._limiter = limiter
         self._shards = shards
         self._observation = observation
+        self._line = WaitingLine()
         self._run = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
         self._samples = 0
         self._stale = 0
@@ -99,8 +102,7 @@ class ReplayShard:
           ValueError: a segment is larger than the shard; those before it are in.
         """
         with self._timer.phase("add"):
-            inserts = self._replay.storage.inserted + self._run.inserts_elsewhere
-            if not self._limiter.can_insert(inserts, self._run.samples, push.transitions):
+            if not self._has_room(push):
                 self._refused += 1
                 return AddReply(accepted=False, duplicate_segments=0)
             inserted = duplicates = 0
@@ -239,6 +241,20 @@ class ReplayShard:
         self._duplicates = state.counters.duplicate_segments
         self._refused = state.counters.refused_pushes
         self._refused_segments = state.counters.refused_segments
+
+    def _has_room(self, push: Push) -> bool:
+        """Return whether the push may come in now; if not, it gets or keeps its place in line."""
+        if not push.segments:
+            return True  # records take no room
+        key = segment_fingerprint(push.segments[0])
+        inserts = self._replay.storage.inserted + self._run.inserts_elsewhere
+        if self._limiter.can_insert(
+            inserts, self._run.samples, push.transitions, promised=self._line.ahead_of(key)
+        ):
+            self._line.leave(key)
+            return True
+        self._line.wait(key, push.transitions)
+        return False
 
     def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
         accepted_before, episodes_before = self._before

@@ -140,7 +140,7 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
         ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
         process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
         process._prefetcher.close()
-        EvaluatorProcess(CONFIG, spec, nobody, 0, source)
+        EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
     return {part for part in built if part.name not in WIRE | DRIVER}
 
 
