@@ -7,7 +7,7 @@ import difflib
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -53,7 +53,7 @@ class TrainCommand:
     run_dir: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Folder of the run, new or empty; default: runs/<env>-<preset>-<time>."""
     resume: Annotated[Path | None, arg(metavar="RUN_DIR", help_behavior_hint="")] = None
-    """Continue a run: its settings, weights, optimiser and counters; replay is refilled first."""
+    """Continue a run: its settings, weights, optimiser, counters and replay."""
     serial: FlagCreatePairsOff[bool] = False
     """Everything in one process, bit-reproducible for a seed: for debugging and tests."""
     address: Annotated[str | None, arg(metavar="auto|HOST:PORT", help_behavior_hint="")] = None
@@ -109,6 +109,16 @@ class BenchCommand:
     """Time box of each measurement."""
 
 
+# Settings that are on or off: their flags take no value, as --checkpoint.replay and .no-replay.
+_SWITCHES = frozenset(
+    f"--{part.name}.{setting.name}"
+    for part in fields(Config)
+    if is_dataclass(group := getattr(Config(), part.name))
+    for setting in fields(group)
+    if isinstance(getattr(group, setting.name), bool)
+)
+
+
 def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
     """Return the train command and one line per problem; the command is of use if there is none.
 
@@ -121,7 +131,7 @@ def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
     base, changes, where, problems = _base(known.preset, known.config, known.resume)
     command: TrainCommand = tyro.cli(
         TrainCommand,
-        args=list(arguments),
+        args=_switched(arguments),
         prog="launch.py",
         default=TrainCommand(settings=base),
     )
@@ -131,6 +141,26 @@ def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
     if command.resume is not None:
         problems += _resume_problems(base, known.preset, command)
     return command, problems
+
+
+def _switched(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a switch's `true` or `false`, as in a file, made a bare flag."""
+    words: list[str] = []
+    for word in arguments:
+        if word.lower() in ("true", "false") and words and _is_switch(words[-1]):
+            flag, said = words.pop(), word
+        else:
+            flag, _, said = word.partition("=")
+        if _is_switch(flag) and said.lower() in ("true", "false"):
+            part, _, name = flag.rpartition(".")
+            words.append(flag if said.lower() == "true" else f"{part}.no-{name}")
+        else:
+            words.append(word)
+    return words
+
+
+def _is_switch(flag: str) -> bool:
+    return "--" + flag.removeprefix("--").replace("-", "_") in _SWITCHES
 
 
 def _base(
