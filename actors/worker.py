@@ -120,8 +120,8 @@ class ActorProcess:
 
     def run(self) -> int:
         """Play until `stop`; return how many transitions replay accepted."""
+        # No sign of life yet: that an actor is back means that it plays.
         while not self._take_weights() and not self._stop.wait(_FIRST_WEIGHTS_POLL_S):
-            self._heartbeat.beat()
             self._poller.ask()
         vector_steps_per_poll = max(
             1, self._config.actor.weights_poll_agent_steps // self._config.actor.envs
@@ -132,10 +132,11 @@ class ActorProcess:
             segments = self._loop.collect(1)
             if segments:
                 self._writer.push(segments, self._loop.drain_episodes(), self._loop.drain_phases())
-                with self._loop.waiting():
-                    while not self._stop.is_set() and not self._writer.has_room():
-                        self._heartbeat.beat()
-                        self._writer.wait(0.1)
+            # Also without a new push: one that was refused keeps its turn by being offered again.
+            with self._loop.waiting():
+                while not self._stop.is_set() and not self._writer.has_room():
+                    self._heartbeat.beat()
+                    self._writer.wait(0.1)
             step += 1
             if step % vector_steps_per_poll == 0:
                 self._poller.ask()

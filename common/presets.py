@@ -87,7 +87,7 @@ _SEED_CARTPOLE = Config(
         optimizer_epsilon=1e-8,
         loss="mse",
         max_grad_norm=None,
-        max_grad_value=1.0,
+        max_grad_value=0.5,  # the source clamps at 1 what it has from (td error)^2, ours is half
         target_period_episodes=4,
         publish_period_learner_steps=1,
         compile="off",
@@ -241,6 +241,7 @@ PRESETS: dict[str, Preset] = {
                 rmsprop_decay=0.99,
                 rmsprop_centered=False,
                 loss="huber",
+                max_grad_value=1.0,
                 target_period_episodes=10,
                 threads=0,
             ),

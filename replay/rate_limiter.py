@@ -37,8 +37,8 @@ class RateLimiter:
     and error cannot be both above band / 2 and below -band / 2. As it holds in every state, the
     claim needs no history: it covers a resumed run, one that lost a shard, and one whose counts
     were rebased. An insert that is refused for what is promised to others changes nothing: the
-    first of those is judged as if it were alone. Rounding is harmless, since the two bounds are at
-    least 2 apart.
+    first of those who still ask is judged as if it were alone. Rounding is harmless, since the two
+    bounds are at least 2 apart.
 
     **With shards** each side knows part of the counts late. A shard adds its own inserts to what
     the learner last told of the others, and uses the samples last told; the learner adds up the

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# How often everybody else in the line may ask in vain before one who does not ask is taken for
-# gone. Writers ask again every 50 ms, so this is two seconds of silence.
-_TURNS = 40
+# Rounds in which one may be silent before it is taken for gone. Writers ask again every 50 ms, so
+# this is two seconds.
+_ROUNDS = 40
 
 
 @dataclass
 class _Waiting:
     transitions: int
-    asked: int  # how many had asked in vain when this one last did
+    round: int  # in which it last asked
 
 
 class WaitingLine:
@@ -31,15 +31,16 @@ class WaitingLine:
         else:
             line.wait(key, push.transitions)
 
-    The first in line is judged as if it were alone. One that asks no more, since its actor died,
-    loses its place when the others have asked often enough; turns are counted, not seconds, so that
-    a serial run is reproducible.
+    One that asks no more, since its actor died, loses its place, so that after a while the first in
+    line is judged as if it were alone. A round is over when somebody asks for the second time in
+    it: rounds are counted, not seconds, so that a serial run is reproducible, and however many died
+    at once, whoever lives makes the rounds pass as fast as it asks.
     """
 
     def __init__(self) -> None:
         """Begin with nobody in the line."""
         self._line: dict[bytes, _Waiting] = {}  # in the order of arrival
-        self._asked = 0
+        self._round = 0
 
     def __len__(self) -> int:
         """Pushes in the line."""
@@ -60,11 +61,9 @@ class WaitingLine:
 
     def wait(self, key: bytes, transitions: int) -> None:
         """Take note that a push has to ask again: it keeps its place, or comes in at the end."""
-        self._asked += 1
-        if key in self._line:
-            self._line[key].asked = self._asked
-        else:
-            self._line[key] = _Waiting(transitions, self._asked)
-        patience = _TURNS * len(self._line)
-        for other in [k for k, w in self._line.items() if self._asked - w.asked > patience]:
-            del self._line[other]
+        waiting = self._line.setdefault(key, _Waiting(transitions, self._round - 1))
+        if waiting.round == self._round:
+            self._round += 1
+            for gone in [k for k, w in self._line.items() if self._round - w.round > _ROUNDS]:
+                del self._line[gone]
+        waiting.round = self._round

@@ -31,8 +31,8 @@ class ReplayWriter:
 
     The loop it lives in:
 
-        writer.push(segments, episodes, phases)
-        while not writer.has_room(): writer.wait(0.1)
+        if segments: writer.push(segments, episodes, phases)
+        while not writer.has_room(): writer.wait(0.1)  # offers again what was refused
 
     A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands
     still here, and so does one whose shard died, until another process takes the shard's place. One

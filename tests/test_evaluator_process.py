@@ -44,6 +44,9 @@ def first_result(evaluator: Any, within_s: float) -> int:
 def test_an_evaluator_whose_store_is_dead_evaluates_as_soon_as_there_is_another() -> None:
     dead, living = store_with_weights(1), store_with_weights(2)
     ray.kill(dead)
+    with pytest.raises(ray.exceptions.RayActorError):
+        while True:  # a call right behind the kill may still be answered
+            ray.get(dead.latest.remote(), timeout=60.0)
     evaluator: Any = EvaluatorProcess(CONFIG, SPEC, dead, 0.0, 0, source_hash())
     thread = threading.Thread(target=evaluator.run)
     thread.start()
