@@ -120,7 +120,7 @@ PRESETS: dict[str, Preset] = {
             ),
             evaluator=EvaluatorConfig(every_minutes=5.0, episodes=3),
         ),
-        "Pong on two cores without a GPU, found by search (docs/experiments/pong.md): the network "
+        "Pong on two cores without a GPU, in about an hour (docs/experiments/pong.md): the network "
         "of Mnih et al. 2013, 3-step, prioritised, Adam 2.5e-4, 4 samples per insert.",
     ),
     "nature": Preset(

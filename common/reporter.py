@@ -34,6 +34,7 @@ from common.tags import (
     REPLAY_STALE_PRIORITY_UPDATES,
     REPLAY_TRANSITIONS,
     TRAIN_EPISODE_RETURN,
+    TRAIN_MEAN_EPISODE_RETURN,
     TRANSITIONS_INSERTED_PER_S,
     TRANSITIONS_SAMPLED_PER_S,
     episode_return_quartile_tag,
@@ -316,6 +317,7 @@ class Reporter:
                 self._learner.dropped_priority_updates if self._learner else math.nan
             ),
             ACTORS_POLICY_LAG_LEARNER_STEPS: _mean(self._lags),
+            TRAIN_MEAN_EPISODE_RETURN: _mean(self._returns),
             ACTORS_EPSILON: self._mean_epsilon(self.progress.agent_steps),
             **{restarts_tag(role): count for role, count in self._restarts.items()},
         }

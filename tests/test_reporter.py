@@ -46,6 +46,7 @@ TAGS = DESIGN_TAGS | {
 
 BEYOND_DESIGN = {
     "train/episode_agent_steps",
+    "train/mean_episode_return",
     "train/episode_return_epsilon_quartile_1",
     "replay/refused_segments",
     "replay/evicted_transitions",
@@ -240,6 +241,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         "replay/stale_priority_updates": 5,
         "actors/policy_lag_learner_steps": 25.0,
         "actors/epsilon": 500 / 1e6,
+        "train/mean_episode_return": (-21.0 - 19.0) / 2,
         "time/actor_environment_share": 6 / 8,
         "time/actor_wait_share": 2 / 8,
         # Of two shards' 5 s each: a shard is idle between calls.
@@ -285,7 +287,7 @@ def test_quarter_without_a_game_writes_nothing(stage: Stage) -> None:
     stage.update(shard_report(inserts=10, episodes=(game(5.0, 0.6),)), after_s=5.0)
     stage.update(shard_report(inserts=20), after_s=5.0)
     scalars = stage.scalars()
-    returns = [tag for tag in scalars if "return" in tag]
+    returns = [tag for tag in scalars if tag.startswith("train/episode_return")]
     assert sorted(returns) == ["train/episode_return", "train/episode_return_epsilon_quartile_3"]
     assert len(scalars["train/episode_return"].frames) == 1
 
