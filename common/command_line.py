@@ -16,6 +16,8 @@ from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from common.config import Config
 from common.config_file import ConfigError, overlay, read_file
+from common.curves import is_average
+from common.goal import RETURN_GAMES
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
 
@@ -91,8 +93,10 @@ class PlotCommand:
     """Folders of runs, and files that --save-scalars wrote."""
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
     """Where to draw; default: plots/ of the first run, or FILE-plots/ beside FILE.json."""
-    x: Literal["frames", "minutes"] = "frames"
-    """What lies on the x-axis: emulator frames, or minutes the run had run."""
+    x: Literal["frames", "minutes", "games"] = "frames"
+    """What lies on the x-axis: emulator frames, minutes the run had run, or training games."""
+    average: float = RETURN_GAMES
+    """Line through training returns: mean of so many games, or smoothing by a factor < 1 (0.9)."""
     save_scalars: Annotated[Path | None, arg(metavar="FILE.json", help_behavior_hint="")] = None
     """Also save the one run's curves, thinned, with its command, commit and hardware."""
 
@@ -244,6 +248,10 @@ def parse_plot(arguments: Sequence[str]) -> PlotCommand:
         problems.append("plot RUN_DIR: must be one run folder or more")
     if command.save_scalars is not None and len(command.sources) > 1:
         problems.append(f"--save-scalars {command.save_scalars}: must be given with one run alone")
+    if not is_average(command.average):
+        problems.append(
+            f"--average {command.average:g}: must be a whole number >= 1, or between 0 and 1"
+        )
     if problems:
         refuse(problems)
     return command

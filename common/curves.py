@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -41,9 +42,9 @@ KINDS: Mapping[str, Kind] = {
     REPLAY_SAMPLES_PER_INSERT: "plain",
     ACTORS_POLICY_LAG_LEARNER_STEPS: "noisy",
 }
-"""The tags that are drawn, and how: "games" with the mean of the last RETURN_GAMES of them;
-"evaluation" as marked points; "noisy" with a moving average over a fiftieth of the values; "plain"
-as they are."""
+"""The tags that are drawn, and how: "games" with the average that is asked for (see
+average_returns); "evaluation" as marked points; "noisy" with a moving average over a fiftieth of
+the values; "plain" as they are."""
 
 # Values of a tag that a saved file keeps, spread evenly over them; a plot is 900 pixels wide.
 SAVED_VALUES = 300
@@ -59,12 +60,15 @@ class Curve(NamedTuple):
     Fields:
       frames: float64[n], strictly increasing.
       seconds: float64[n], how long the run had run.
+      games: float64[n], how many training games had ended by that frame; None where an older file
+        does not say.
       values: float64[n].
       smooth: float64[n], their moving average, taken over every value that the run has.
     """
 
     frames: NDArray[np.float64]
     seconds: NDArray[np.float64]
+    games: NDArray[np.float64] | None
     values: NDArray[np.float64]
     smooth: NDArray[np.float64]
 
@@ -95,13 +99,20 @@ class RunCurves(NamedTuple):
       label: what a legend calls it.
       about: what run.json says of it, {} where there is none.
       ladder: its exploration rates; None where they follow a schedule, or nobody knows.
+      average: which average `smooth` of the training returns is (see average_returns).
       curves: tag -> curve, of the tags in KINDS that have values.
     """
 
     label: str
     about: Mapping[str, Any]
     ladder: Ladder | None
+    average: float
     curves: Mapping[str, Curve]
+
+    @property
+    def has_games(self) -> bool:
+        """Whether every curve can be drawn over training games."""
+        return all(curve.games is not None for curve in self.curves.values())
 
     @property
     def human_score(self) -> float | None:
@@ -111,18 +122,22 @@ class RunCurves(NamedTuple):
         return None if pair is None else pair[1]
 
 
-def load_curves(sources: Sequence[Path]) -> list[RunCurves]:
+def load_curves(sources: Sequence[Path], average: float = RETURN_GAMES) -> list[RunCurves]:
     """Return the runs' curves, each under a label of its own.
 
     Args:
       sources: run folders, and files that `save_curves` wrote.
+      average: of the training returns (see average_returns).
 
     Raises:
-      ValueError: one of them is neither, or has no values yet; the text names it.
+      ValueError: one of them is neither, or has no values yet, or is a file of another average that
+        does not hold every game; the text names it.
     """
     if not sources:
         raise ValueError("Expect at least one run folder, actually: none")
-    runs = [_of_file(path) if path.is_file() else _of_folder(path) for path in sources]
+    runs = [
+        _of_file(path, average) if path.is_file() else _of_folder(path, average) for path in sources
+    ]
     if len({run.label for run in runs}) == len(runs):
         return runs
     # Two runs of one name lie in different folders.
@@ -132,31 +147,71 @@ def load_curves(sources: Sequence[Path]) -> list[RunCurves]:
     ]
 
 
-def _of_folder(path: Path) -> RunCurves:
+def _of_folder(path: Path, average: float) -> RunCurves:
     if not path.is_dir():
         raise ValueError(f"{path}: is not a run folder: there is no such folder")
     if not event_files(path):
         raise ValueError(f"{path}: has no values to plot: there are no TensorBoard events in it")
     scalars, sessions = read_events(path)
+    games = scalars.get(TRAIN_EPISODE_RETURN)
+    ends_frames = np.zeros(0) if games is None else games.frames
     found = {
-        tag: _curve(scalars[tag], sessions, kind) for tag, kind in KINDS.items() if tag in scalars
+        tag: _curve(scalars[tag], sessions, ends_frames, kind, average)
+        for tag, kind in KINDS.items()
+        if tag in scalars
     }
     curves = {tag: curve for tag, curve in found.items() if len(curve.frames)}
     if not curves:
         raise ValueError(f"{path}: this run has no values to plot yet")
-    return RunCurves(path.resolve().name, _about(path), _ladder(path), curves)
+    return RunCurves(path.resolve().name, _about(path), _ladder(path), average, curves)
 
 
-def _curve(series: Series, sessions: Sequence[Session], kind: Kind) -> Curve:
+def _curve(
+    series: Series,
+    sessions: Sequence[Session],
+    ends_frames: NDArray[np.float64],
+    kind: Kind,
+    average: float,
+) -> Curve:
+    """Return a tag's curve; every training game counts at the frame in `ends_frames`."""
     good = np.isfinite(series.values)
-    values = series.values[good]
-    window = {"games": RETURN_GAMES, "noisy": max(1, len(values) // 50)}.get(kind, 1)
+    frames, values = series.frames[good], series.values[good]
+    window = max(1, len(values) // 50) if kind == "noisy" else 1
     return Curve(
-        frames=series.frames[good],
+        frames=frames,
         seconds=running_seconds(series.wall_s[good], sessions),
+        games=np.searchsorted(ends_frames, frames, side="right").astype(np.float64),
         values=values,
-        smooth=moving_average(values, window),
+        smooth=(
+            average_returns(values, average) if kind == "games" else moving_average(values, window)
+        ),
     )
+
+
+def is_average(average: float) -> bool:
+    """Return whether there is such an average of training returns (see average_returns)."""
+    return 0 < average < 1 or (average >= 1 and float(average).is_integer())
+
+
+def average_returns(values: NDArray[np.float64], average: float) -> NDArray[np.float64]:
+    """Return what the line through training returns is.
+
+    Args:
+      values: float64[n], the returns of all games.
+      average: A, whole and >= 1: at each game the mean of the last A games; 0 < A < 1: exponential
+        smoothing by the factor A, y_1 = x_1 and y_t = A * y_(t-1) + (1 - A) * x_t.
+
+    Returns:
+      float64[n].
+    """
+    if not is_average(average):
+        raise ValueError(
+            f"Expect `average` whole and >= 1, or between 0 and 1, actually: {average}"
+        )
+    if average >= 1:
+        return moving_average(values, int(average))
+    smoothed = accumulate(values.tolist(), lambda y, x: average * y + (1 - average) * x)
+    return np.array(list(smoothed), dtype=np.float64)
 
 
 def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float64]:
@@ -173,7 +228,7 @@ def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float
         raise ValueError(f"Expect `window` >= 1, actually: {window}")
     sums = np.concatenate([[0.0], np.cumsum(values)])
     end = np.arange(1, len(values) + 1)
-    start = np.maximum(end - window, 0)
+    start = np.maximum(end - min(window, len(values)), 0)
     return np.asarray((sums[end] - sums[start]) / (end - start), dtype=np.float64)
 
 
@@ -205,14 +260,15 @@ def save_curves(run: RunCurves, path: Path) -> None:
     """Write a run's curves as JSON, thinned to SAVED_VALUES values per tag; its folder is made.
 
     The same curves make the same bytes. Moving averages are saved beside the values, since thinned
-    values no longer have theirs.
+    values no longer have theirs; `average` says which one that of the training returns is.
     """
     head = {
         "format": _FORMAT,
         "label": run.label,
         "about": run.about,
         "ladder": None if run.ladder is None else run.ladder._asdict(),
-        "units": "frames of the emulator; seconds the run had run",
+        "average": int(run.average) if run.average >= 1 else run.average,
+        "units": "frames of the emulator; seconds the run had run; training games ended by then",
     }
     # A line for each column: readable, and a changed run is a short difference.
     tags = []
@@ -233,15 +289,17 @@ def _columns(curve: Curve, tag: str) -> list[tuple[str, list[float]]]:
     columns: list[tuple[str, list[float]]] = [
         ("frames", [int(frames) for frames in curve.frames[kept]]),
         ("seconds", [round(float(seconds), 1) for seconds in curve.seconds[kept]]),
-        ("values", [float(f"{value:.6g}") for value in curve.values[kept]]),
     ]
+    if curve.games is not None:
+        columns.append(("games", [int(games) for games in curve.games[kept]]))
+    columns.append(("values", [float(f"{value:.6g}") for value in curve.values[kept]]))
     if KINDS[tag] in ("games", "noisy"):
         columns.append(("smooth", [float(f"{value:.6g}") for value in curve.smooth[kept]]))
     return columns
 
 
-def _of_file(path: Path) -> RunCurves:
-    """Return what `save_curves` wrote."""
+def _of_file(path: Path, average: float) -> RunCurves:
+    """Return what `save_curves` wrote, its training returns averaged as asked for."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != _FORMAT:
@@ -254,8 +312,11 @@ def _of_file(path: Path) -> RunCurves:
             label=str(content["label"]),
             about=dict(content["about"]),
             ladder=None if ladder is None else Ladder(**ladder),
+            average=content.get("average", 100),  # of older files, which do not say
             curves=curves,
         )
+        if not is_average(run.average):
+            raise ValueError(f"its average is {run.average}")
         if run.ladder is not None and len(run.ladder.rates) == 0:
             raise ValueError("its ladder is empty")
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -265,15 +326,33 @@ def _of_file(path: Path) -> RunCurves:
         ) from error
     if not curves:
         raise ValueError(f"{path}: has no values to plot")
-    return run
+    return run if run.average == average else _averaged_anew(run, average, path)
 
 
 def _of_columns(columns: Mapping[str, Any]) -> Curve:
-    frames, seconds, values = (
-        np.array(columns[name], dtype=np.float64) for name in ("frames", "seconds", "values")
+    frames, seconds, games, values, smooth = (
+        np.array(columns[name], dtype=np.float64) if name in columns else None
+        for name in Curve._fields
     )
-    smooth = np.array(columns["smooth"], dtype=np.float64) if "smooth" in columns else values
-    curve = Curve(frames, seconds, values, smooth)
-    if frames.ndim != 1 or not len(frames) or len({len(column) for column in curve}) != 1:
+    if frames is None or seconds is None or values is None:
+        raise ValueError("its columns must have frames, seconds and values")
+    curve = Curve(frames, seconds, games, values, values if smooth is None else smooth)
+    lengths = {len(column) for column in curve if column is not None}
+    if frames.ndim != 1 or not len(frames) or len(lengths) != 1:
         raise ValueError("its columns must be of one length >= 1")
     return curve
+
+
+def _averaged_anew(run: RunCurves, average: float, path: Path) -> RunCurves:
+    """Return a saved run with another average, which only all of its games together have."""
+    curves = dict(run.curves)
+    if (curve := curves.get(TRAIN_EPISODE_RETURN)) is not None:
+        every_game = np.arange(1, len(curve.values) + 1)
+        if curve.games is None or not np.array_equal(curve.games, every_game):
+            raise ValueError(
+                f"{path}: its average must stay `--average {run.average}`, since the file does not "
+                "hold every game of the run"
+            )
+        smooth = average_returns(curve.values, average)
+        curves[TRAIN_EPISODE_RETURN] = curve._replace(smooth=smooth)
+    return run._replace(average=average, curves=curves)

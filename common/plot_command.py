@@ -15,13 +15,20 @@ def draw(command: PlotCommand, say: Callable[[str], None]) -> None:
     """Draw what the command asks for, and say which files there are and where the curves are from.
 
     Raises:
-      ValueError: something is no run, or has no values yet; one line says which.
+      ValueError: something is no run, or has no values yet, or not what it takes to draw it so; one
+        line says which.
       OSError: a file cannot be written.
     """
     for path in command.sources:
         if not path.is_file():
             RunFolder.of_run(path)
-    runs = load_curves(command.sources)
+    runs = load_curves(command.sources, command.average)
+    for path, run in zip(command.sources, runs, strict=True):
+        if command.x == "games" and not run.has_games:
+            raise ValueError(
+                f"{path}: must be drawn by frames or minutes, since it does not say how many games "
+                "had ended: an older version saved it"
+            )
     files = plot_runs(runs, command.out or _beside(command.sources[0]), command.x)
     if command.save_scalars is not None:
         save_curves(runs[0], command.save_scalars)

@@ -18,7 +18,6 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from common.curves import KINDS, Curve, RunCurves
-from common.goal import RETURN_GAMES
 from common.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
@@ -31,7 +30,7 @@ from common.tags import (
     TRAIN_EPISODE_RETURN,
 )
 
-XAxis = Literal["frames", "minutes"]
+XAxis = Literal["frames", "minutes", "games"]
 
 # Okabe and Ito's palette, which the colour-blind tell apart, without its yellow: too pale on white.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -59,9 +58,6 @@ class Panel(NamedTuple):
 
 _LADDER_TAG = "ladder"
 
-_RETURN = Panel(
-    TRAIN_EPISODE_RETURN, f"Training return (line: mean of {RETURN_GAMES} games)", False
-)
 _EVALUATION = Panel(EVAL_EPISODE_RETURN, "Evaluation: mean return", False)
 _LOSS = Panel(LEARNER_TD_LOSS, "TD loss", True)
 _Q_MEAN = Panel(LEARNER_Q_MEAN, "Mean Q-value of trained actions", False)
@@ -80,8 +76,9 @@ def _subjects(runs: Sequence[RunCurves]) -> dict[str, tuple[Panel, ...]]:
     has_schedule = any(run.ladder is None and ACTORS_EPSILON in run.curves for run in runs)
     epsilon = (*((_LADDER,) if has_ladder else ()), *((_EPSILON,) if has_schedule else ()))
     one_epsilon = _LADDER if has_ladder and not has_schedule else _EPSILON
+    training_return = _return_panel({run.average for run in runs})
     return {
-        "return": (_RETURN,),
+        "return": (training_return,),
         "evaluation": (_EVALUATION,),
         "loss": (_LOSS, _Q_MEAN),
         "epsilon": epsilon,
@@ -89,10 +86,17 @@ def _subjects(runs: Sequence[RunCurves]) -> dict[str, tuple[Panel, ...]]:
         "samples_per_insert": (_RATIO,),
         "policy_lag": (_LAG,),
         "overview": (
-            *(_RETURN, _EVALUATION, _LOSS, one_epsilon),
+            *(training_return, _EVALUATION, _LOSS, one_epsilon),
             *(_FRAMES_PER_S, _STEPS_PER_S, _RATIO, _LAG),
         ),
     }
+
+
+def _return_panel(averages: set[float]) -> Panel:
+    assert len(averages) == 1, averages
+    (average,) = averages
+    line = f"mean of {average:.0f} games" if average >= 1 else f"smoothed by {average}"
+    return Panel(TRAIN_EPISODE_RETURN, f"Training return (line: {line})", False)
 
 
 class _Figure(NamedTuple):
@@ -117,10 +121,11 @@ def plot_runs(runs: Sequence[RunCurves], out: Path, x: XAxis) -> list[Path]:
     The same curves make the same bytes, under one version of matplotlib.
 
     Args:
-      runs: several are drawn over each other, with a legend.
+      runs: several are drawn over each other, with a legend; all of one `average`, as load_curves
+        returns them.
       out: folder for the PNGs, made if need be.
       x: what lies on the x-axis; by minutes, which count from the run's start, the files are called
-        `*_by_minutes.png`.
+        `*_by_minutes.png`; by training games, which all runs must have, `*_by_games.png`.
 
     Returns:
       The files written. A subject of which no run has a value yet has no file of its own.
@@ -158,6 +163,9 @@ def provenance(run: RunCurves) -> list[str]:
 
 
 def _along(curve: Curve, x: XAxis) -> NDArray[np.float64]:
+    if x == "games":
+        assert curve.games is not None, "no games to draw by"
+        return curve.games
     return curve.frames if x == "frames" else curve.seconds / 60.0
 
 

@@ -570,13 +570,22 @@ def test_eval_without_a_run_is_refused(refused: Callable[..., list[str]]) -> Non
 def test_plot_takes_one_run_or_several(ours: Callable[..., list[str]]) -> None:
     command = parse_plot(["a", "b", "--out", "c"])
     assert (command.sources, command.out) == ((Path("a"), Path("b")), Path("c"))
-    assert (command.x, command.save_scalars) == ("frames", None)
+    assert (command.x, command.average, command.save_scalars) == ("frames", 100, None)
     assert parse_plot(["a"]).out is None
     assert parse_plot(["a", "--x", "minutes"]).x == "minutes"
+    assert parse_plot(["a", "--x", "games"]).x == "games"
+    assert [parse_plot(["a", "--average", s]).average for s in ("20", "1", "0.9")] == [20, 1, 0.9]
     assert parse_plot(["a", "--save-scalars", "b.json"]).save_scalars == Path("b.json")
     assert ours(by=parse_plot) == ["plot RUN_DIR: must be one run folder or more"]
     assert ours("a", "b", "--save-scalars", "c.json", by=parse_plot) == [
         "--save-scalars c.json: must be given with one run alone"
+    ]
+
+
+@pytest.mark.parametrize("average", ["0", "-3", "1.5", "nan", "inf"])
+def test_plot_refuses_an_average_that_is_none(ours: Callable[..., list[str]], average: str) -> None:
+    assert ours("a", f"--average={average}", by=parse_plot) == [
+        f"--average {average}: must be a whole number >= 1, or between 0 and 1"
     ]
 
 

@@ -15,9 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common import tags
+from common.command_line import PlotCommand
 from common.config import ActorConfig, Config
 from common.config_file import save_file
-from common.curves import load_curves
+from common.curves import load_curves, save_curves
+from common.plot_command import draw as draw_command
 from common.plots import XAxis, plot_runs, provenance
 from common.presets import PRESETS
 from common.tensorboard import EventWriter
@@ -26,6 +28,10 @@ ALL = [
     *("return", "evaluation", "loss", "epsilon", "throughput"),
     *("samples_per_insert", "policy_lag", "overview"),
 ]
+
+
+# Saved before files spoke of games or averages; its run is gone.
+OLDER = Path(__file__).parents[1] / "docs" / "experiments" / "curves" / "pong-fast-seed1.json"
 
 
 def draw(sources: list[Path], out: Path, x: XAxis = "frames") -> list[Path]:
@@ -235,7 +241,7 @@ def test_ladder_of_zeros_and_of_one_environment_can_be_drawn(tmp_path: Path) -> 
         assert tmp_path / "epsilon.png" in draw([run], tmp_path)
 
 
-# --- minutes, and where curves come from -------------------------------------------------------
+# --- minutes -----------------------------------------------------------------------------------
 
 
 def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
@@ -256,6 +262,76 @@ def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
     np.testing.assert_allclose(np.asarray(axes.get_lines()[0].get_xdata()), [1.0, 2.0, 3.0])
     assert axes.get_xlabel() == "minutes"
     assert axes.get_xlim() == pytest.approx((0.0, 3.06))
+
+
+# --- training games, and their average ---------------------------------------------------------
+
+
+def test_curves_can_be_drawn_by_the_training_games_that_had_ended(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    run = tmp_path / "run"
+    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+        for frames in (100, 110, 500, 900):
+            writer.scalar(tags.TRAIN_EPISODE_RETURN, float(frames), frames)
+        for frames in (50, 400, 900):
+            writer.scalar(tags.EVAL_EPISODE_RETURN, float(frames), frames)
+    save_curves(load_curves([run])[0], tmp_path / "run.json")
+    for source in (run, tmp_path / "run.json"):
+        assert [path.name for path in draw([source], tmp_path / "plots", "games")] == [
+            *("return_by_games.png", "evaluation_by_games.png", "overview_by_games.png")
+        ]
+        for name, along in (("return", [1, 2, 3, 4]), ("evaluation", [0, 2, 4])):
+            (axes,) = figures[f"{name}_by_games"].axes
+            assert axes.get_lines()[0].get_xdata() == pytest.approx(along)
+            assert axes.get_xlabel() == "games"
+            assert axes.get_xlim() == pytest.approx((0.0, 4.08))
+
+
+@pytest.mark.parametrize("x", ["frames", "minutes"])
+def test_older_file_is_drawn_by_frames_and_minutes(
+    tmp_path: Path, figures: dict[str, Figure], x: XAxis
+) -> None:
+    written: list[str] = []
+    draw_command(PlotCommand((OLDER,), out=tmp_path / "plots", x=x), written.append)
+    assert len(figures) == len(ALL)
+    assert figures[Path(written[-1]).stem].get_suptitle() == "pong-fast, seed 1"
+
+
+def test_older_file_is_refused_by_games_before_anything_is_drawn(tmp_path: Path) -> None:
+    sources = (_with_config(_make_run(tmp_path / "run", values=3), Config()), OLDER)
+    with pytest.raises(ValueError, match=r"pong-fast-seed1\.json: ") as raised:
+        draw_command(PlotCommand(sources, out=tmp_path / "plots", x="games"), print)
+    assert str(raised.value) == (
+        f"{OLDER}: must be drawn by frames or minutes, since it does not say how many games had "
+        "ended: an older version saved it"
+    )
+    assert not (tmp_path / "plots").exists()
+
+
+@pytest.mark.parametrize(
+    ("average", "line", "last"),
+    [
+        (20.0, "mean of 20 games", -21 + np.mean(range(30, 50))),
+        (0.9, "smoothed by 0.9", -21 + sum(0.1 * 0.9 ** (49 - i) * i for i in range(50))),
+    ],
+)
+def test_line_through_training_returns_is_the_average_asked_for(
+    tmp_path: Path, figures: dict[str, Figure], average: float, line: str, last: float
+) -> None:
+    run = _with_config(_make_run(tmp_path / "run", values=50), Config())
+    command = PlotCommand((run,), average=average, save_scalars=tmp_path / "run.json")
+    for again in (command, PlotCommand((tmp_path / "run.json",), average=average)):
+        draw_command(again, print)
+        for axes in (figures["return"].axes[0], figures["overview"].axes[0]):
+            assert axes.get_title(loc="left") == f"Training return (line: {line})"
+            games, mean = _heights(axes)
+            assert games.tolist() == list(range(-21, 29))
+            assert mean[-1] == pytest.approx(last, rel=1e-5)
+    assert json.loads((tmp_path / "run.json").read_text())["average"] == average
+
+
+# --- where curves come from --------------------------------------------------------------------
 
 
 ABOUT = {

@@ -140,8 +140,8 @@ def test_pong_seeds_are_what_their_sources_say() -> None:
     assert (pong.env.action_repeat_frames, pong.total_frames) == (4, 4 * 2_000_000)
     assert (pong.stop_at_return, pong.stop_at_return_of) == (18.0, "train")
 
-    in_env = {"fire_reset": True, "life_loss_reward": -1.0}
-    assert wrappers.env == dataclasses.replace(pong.env, **in_env)
+    punished = dataclasses.replace(pong.env, fire_reset=True, life_loss_reward=-1.0)
+    assert wrappers.env == punished
     assert wrappers.agent == pong.agent
     assert wrappers.stop_at_return is None
     assert wrappers.replay.capacity == 10_000

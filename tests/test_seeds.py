@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def test_seed_cartpole_begins_to_balance(tmp_path: Path) -> None:
 def test_seed_cartpole_reaches_200_by_about_game_100_and_tests_at_178_to_200(
     tmp_path: Path,
 ) -> None:
-    """The first game of 200 came at FIRST1 with seed 1 and at FIRST2 with seed 2."""
+    """The first game of 200 came at 91 with seed 1 and at 60 with seed 2."""
     first = []
     for seed in (1, 2):
         run = tmp_path / f"run{seed}"
@@ -145,10 +146,12 @@ def test_seed_cartpole_reaches_200_by_about_game_100_and_tests_at_178_to_200(
         returns = returns_of(run)
         assert len(returns) == PRESETS["seed-cartpole"].config.total_episodes
         assert returns[-50:].mean() > 178
-        assert 178 <= result["last_eval_score"] <= 200
+        tests = re.findall(r"over 20 games \(min (\d+), max (\d+)", (run / "log.txt").read_text())
+        assert len(tests) == 1, "20 test games, after training"
+        assert 178 <= int(tests[0][0]) <= result["last_eval_score"] <= int(tests[0][1]) <= 200
         assert (returns == 200).any()
         first.append(1 + int(np.argmax(returns == 200)))
-    assert max(first) <= 130
+    assert max(first) <= 110
     assert np.mean(first) <= 100
 
 
