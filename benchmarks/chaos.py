@@ -4,8 +4,12 @@
 
 The kills come from a seeded generator: which role, which of its processes, when. Prints a table
 and writes `chaos.json` into the run's folder. Exits 1 if something did not come back, if replay's
-sums do not agree, if it lost more than shards took in between their snapshots and their deaths, or
-if the run itself failed.
+sums do not agree, if it lost more than shards took in between their snapshots and their deaths, if
+memory grew, or if the run itself failed.
+
+Memory grew if its median in the last sixth of the run is more than 15 % above that of the second
+sixth: in the first, replay fills and the processes warm up. A run of less than a minute has too few
+samples to tell, which counts as growth.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -51,6 +56,8 @@ _AT_ONCE = 0.2
 _BACK_S = 180.0
 _STOP_S = 60.0
 _MEMORY_S = 10.0
+# Most that memory may rise from the second sixth of the run to the last, as a share.
+_GROWTH = 0.15
 # Of snapshots and reports, on top of the time between two snapshots.
 _LATE_S = 30.0
 
@@ -183,15 +190,18 @@ def main(arguments: Sequence[str]) -> int:
         "result": result,
     }
     (options.run_dir / "chaos.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(table(kills))
+    growth = memory_growth(memory)
+    print(table(kills, losses))
     print(f"replay: {sums}")
     for loss in losses:
         print(f"lost at {loss['at_s']:.0f} s: {loss['lost']:,} of at most {loss['at_most']:,}")
-    print(f"memory, medians of the run's sixths: {', '.join(sixths(memory))} GB")
+    medians = ", ".join(f"{median_bytes / 1e9:.2f}" for median_bytes in sixths(memory))
+    print(f"memory, medians of the run's sixths: {medians} GB, {growth:+.1%} from second to last")
     print(f"result: {result}")
     survived = all(kill.back_s is not None for kill in kills)
     explained = all(loss["lost"] <= loss["at_most"] for loss in losses)
-    return 0 if survived and explained and sums["agree"] and code == 130 else 1
+    is_flat = growth <= _GROWTH  # NaN is not
+    return 0 if survived and explained and is_flat and sums["agree"] and code == 130 else 1
 
 
 def torment(
@@ -220,6 +230,8 @@ def torment(
 def kill_at_once(job: Job, roles: list[str], choice: float, started_s: float) -> list[Kill]:
     """Kill one process of each role, all at once, and wait until the driver has them back.
 
+    All are waited for together, so that each has its own time.
+
     Args:
       job: their run.
       roles: no role twice has two different victims.
@@ -235,12 +247,19 @@ def kill_at_once(job: Job, roles: list[str], choice: float, started_s: float) ->
     for process in victims.values():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    kills = []
-    for role in victims:
-        is_back = wait_until(lambda r=role: job.times_said(_back(r)) > said[r], job, _BACK_S)
-        back_s = time.monotonic() - killed_s if is_back else None
-        kills.append(Kill(killed_s - started_s, role, len(victims) == 1, back_s))
-        print(f"{kills[-1].at_s:7.0f} s: {role}, back after {back_s} s", flush=True)
+    back_s: dict[str, float] = {}
+
+    def all_are_back() -> bool:
+        for role in victims.keys() - back_s.keys():
+            if job.times_said(_back(role)) > said[role]:
+                back_s[role] = time.monotonic() - killed_s
+        return len(back_s) == len(victims)
+
+    wait_until(all_are_back, job, _BACK_S)
+    at_s, alone = killed_s - started_s, len(victims) == 1
+    kills = [Kill(at_s, role, alone, back_s.get(role)) for role in victims]
+    for kill in kills:
+        print(f"{kill.at_s:7.0f} s: {kill.role}, back after {kill.back_s} s", flush=True)
     return kills
 
 
@@ -295,7 +314,7 @@ def explain_losses(
     per_frame = result["agent_steps"] / result["frames"]
     times_s = lost.wall_s - lost.wall_s[0]
     deaths = sum(kill.role == "replay" for kill in kills)
-    losses = []
+    losses: list[dict[str, Any]] = []
     for row in np.flatnonzero(np.diff(lost.values) > 0) + 1:
         since = np.searchsorted(times_s, times_s[row] - every_s - _LATE_S)
         taken_in = (lost.frames[row] - lost.frames[since]) * per_frame
@@ -309,20 +328,30 @@ def explain_losses(
     return losses
 
 
-def sixths(memory: Sequence[Memory]) -> list[str]:
-    """Return the median gigabytes in each sixth of the samples, in order."""
-    parts = np.array_split([sample.bytes / 1e9 for sample in memory], 6)
-    return [f"{np.median(part):.2f}" for part in parts if len(part)]
+def sixths(memory: Sequence[Memory]) -> list[float]:
+    """Return the median bytes in each sixth of the samples, in order; NaN of none."""
+    parts = np.array_split([float(sample.bytes) for sample in memory], 6)
+    return [float(np.median(part)) if len(part) else math.nan for part in parts]
 
 
-def table(kills: Sequence[Kill]) -> str:
-    """Return a Markdown table: fault, tries, survived, recovery seconds."""
-    lines = ["| fault | tries | survived | median s | longest s |", "|---|---|---|---|---|"]
+def memory_growth(memory: Sequence[Memory]) -> float:
+    """Return the rise from the second sixth's median to the last's, as a share; NaN of too few."""
+    medians = sixths(memory)
+    return medians[-1] / medians[1] - 1.0
+
+
+def table(kills: Sequence[Kill], losses: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table: fault, tries, survived, transitions lost, recovery seconds."""
+    lines = [
+        "| fault | tries | survived | lost | median s | longest s |",
+        "|---|---|---|---|---|---|",
+    ]
     for role in _ROLES:
         mine = [kill for kill in kills if kill.role == role]
         back_s = [kill.back_s for kill in mine if kill.back_s is not None]
+        lost = f"{sum(loss['lost'] for loss in losses):,}" if role == "replay" else "-"
         times = f"{median(back_s):.1f} | {max(back_s):.1f}" if back_s else "- | -"
-        lines.append(f"| {role} killed | {len(mine)} | {len(back_s)} | {times} |")
+        lines.append(f"| {role} killed | {len(mine)} | {len(back_s)} | {lost} | {times} |")
     return "\n".join(lines)
 
 

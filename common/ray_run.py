@@ -98,6 +98,7 @@ class RayRun:
         self._saves = Saves(
             crew=self._crew,
             console=console,
+            folder=plan.folder,
             every_s=plan.config.checkpoint.every_minutes * 60.0,
             names=[_LEARNER, *self._shards],
             newest=plan.resume_from,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -10,6 +11,7 @@ import ray
 from common.console import Console
 from common.crew import Crew
 from common.reports import SaveStatus
+from common.run_folder import RunFolder
 from common.supervisor import WorkerName
 
 _ANSWER_S = 60.0
@@ -19,19 +21,28 @@ class Saves:
     """The saves of a run's processes, which they do beside their work."""
 
     def __init__(
-        self, *, crew: Crew, console: Console, every_s: float, names: list[WorkerName], newest: str
+        self,
+        *,
+        crew: Crew,
+        console: Console,
+        folder: RunFolder,
+        every_s: float,
+        names: list[WorkerName],
+        newest: str,
     ) -> None:
         """Begin to count the time.
 
         Args:
           crew: the run's processes.
           console: is told of saves that fail.
+          folder: of the run; looked into before a save is named as good.
           every_s: between two saves.
           names: who saves.
           newest: path of the checkpoint that the run goes on from, "" for none.
         """
         self._crew = crew
         self._console = console
+        self._folder = folder
         self._every_s = every_s
         self._names = names
         self._newest = newest
@@ -45,8 +56,10 @@ class Saves:
         return self._newest
 
     def last_good(self) -> str:
-        """Return the end of a sentence that names it."""
-        return f"; the last good checkpoint is {self._newest}" if self._newest else ""
+        """Return the end of a sentence that names it, "" if there is none."""
+        # Not Path.exists, which raises where the folder may not be looked into.
+        is_there = os.path.exists(self._newest)
+        return f"; the last good checkpoint is {self._newest}" if is_there else ""
 
     def ask_when_due(self) -> None:
         """Make everybody save, if it is time."""
@@ -76,10 +89,23 @@ class Saves:
         is_learner = name[0] == "learner"
         if is_learner and status.path:
             self._newest = status.path
-        if status.trouble and (before is None or before.attempts != status.attempts):
-            good = f"the last good one is {status.path}" if status.path else "there is none before"
+        # Another incarnation counts anew, so the number of attempts alone does not tell them apart.
+        if status.trouble and status != before:
             what = "checkpoint" if is_learner else "snapshot"
             self._console.note(
                 f"{name[0]} {name[1]} could not write its {what}: {status.trouble}; training goes "
-                f"on, {good}"
+                f"on{self._last_good_of(name, status)}"
             )
+
+    def _last_good_of(self, name: WorkerName, status: SaveStatus) -> str:
+        """Return the end of a sentence on what is left of a process's earlier saves.
+
+        Nothing of a shard's where none is known: one that was replaced knows only its own.
+        """
+        role, index = name
+        good = self._newest if role == "learner" else status.path
+        if not good:
+            return ", there is none before" if role == "learner" else ""
+        where = good if role == "learner" else self._folder.snapshots(index)
+        is_there = os.path.exists(where)
+        return f", the last good one is {good}" if is_there else ", the last good one is gone"

@@ -88,6 +88,8 @@ class LearnerProcess:
             self._learner.load_state_dict(saved["learner"])
             self._sampler.rng_state = saved["rng"]
             samples = saved["counters"]["samples"]
+        elif incarnation > 0:
+            self._said = "; no checkpoint yet: learns anew from the start"
         self._updater = PriorityUpdater(
             shards=self._shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
         )

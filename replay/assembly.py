@@ -90,12 +90,13 @@ def restore(shard: ReplayShard, folder: SnapshotFolder) -> str:
     """Let an empty shard go on from its newest snapshot, and return one line on that.
 
     A snapshot that cannot be used is said to be so, and the shard stays empty: a run must not stand
-    still for it.
+    still for it. So is one that is not there, but for a shard's first start: "" then.
     """
     try:
         found = folder.read_newest()
         if found is None:
-            return ""
+            is_first_start = shard.capture().incarnation == 0
+            return "" if is_first_start else "starts empty: it has no snapshot"
         shard.restore(found.state)
     except (SnapshotError, OSError) as error:
         return f"starts empty: {error}"

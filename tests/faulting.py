@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import re
 import time
 from collections.abc import Callable
@@ -11,11 +13,17 @@ from typing import NamedTuple
 import psutil
 from launching import Launched
 
+from common.tags import REPLAY_TRANSITIONS, TRAIN_EPISODE_RETURN
 from common.tensorboard import read_scalars
 
 # What issue and README promise of an actor; the others take the time that their imports take.
 ACTOR_BACK_S = 30.0
 HANG_S = 15.0
+# Least time between two rounds in which the driver books reports, frames among them. What was under
+# way at a kill is told by the first round after it.
+ROUND_S = 1.0
+# So long after a checkpoint was written the driver has heard of it, in the learner's next report.
+HEARD_OF_S = 3.0
 ROLES = {
     "actor": "ActorProcess",
     "evaluator": "EvaluatorProcess",
@@ -27,6 +35,8 @@ FLAGS = (
     *("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "2"),
     *("--replay.shards", "2", "--checkpoint.every-minutes", "0.05", "--health.hang-s", str(HANG_S)),
     *("--evaluator.every-minutes", "0.05", "--evaluator.episodes", "1"),
+    # So short that some end in every second: each game's row tells how many frames there are.
+    *("--env.max-game-frames", "100"),
 )
 
 
@@ -75,7 +85,26 @@ class Job(NamedTuple):
 
     def frames(self) -> float:
         """Return how many frames the newest scalars speak of."""
-        return last_frame(self.run, "replay/transitions")
+        return last_frame(self.run, REPLAY_TRANSITIONS)
+
+    def frames_by(self, wall_s: float) -> float:
+        """Return how many frames the driver knew of at a time, as games and scalars tell it.
+
+        Args:
+          wall_s: seconds since the epoch, as `time.time()` gives them.
+        """
+        frames = 0.0
+        scalars = read_scalars(self.run)
+        for tag in (REPLAY_TRANSITIONS, TRAIN_EPISODE_RETURN):
+            told = scalars[tag].frames[scalars[tag].wall_s <= wall_s]
+            frames = max(frames, told.max(initial=0.0))
+        return frames
+
+    def wait_for_scalars_after(self, wall_s: float) -> None:
+        """Wait until the scalars of a later time are in the file, and with them all before."""
+        self.wait_until(
+            lambda: read_scalars(self.run)[REPLAY_TRANSITIONS].wall_s[-1] > wall_s, "scalars", 60.0
+        )
 
     def expect_progress(self, timeout_s: float = 60.0) -> None:
         """See acting and learning go on."""
@@ -98,6 +127,22 @@ def snapshots(run: Path) -> int:
 def checkpoint_names(run: Path) -> set[str]:
     """Return the names of the checkpoints."""
     return {path.name for path in run.glob("checkpoints/checkpoint_*.pt")}
+
+
+def checkpoint_steps(run: Path, *, since_s: float = 0.0, until_s: float = math.inf) -> list[int]:
+    """Return the learner steps of the checkpoints that were written in a time, in order.
+
+    Args:
+      run: its folder.
+      since_s: seconds since the epoch, as files have them.
+      until_s: the same.
+    """
+    steps = []
+    for path in run.glob("checkpoints/checkpoint_*.pt"):
+        with contextlib.suppress(FileNotFoundError):  # the run deletes old ones
+            if since_s < path.stat().st_mtime <= until_s:
+                steps.append(int(path.stem.removeprefix("checkpoint_")))
+    return sorted(steps)
 
 
 def checkpoints(run: Path) -> int:

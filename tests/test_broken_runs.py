@@ -37,15 +37,27 @@ def test_a_killed_driver_leaves_nothing_and_resume_goes_on(tmp_path: Path) -> No
     expect_resume(run)
 
 
-@pytest.mark.parametrize("daemon", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
-def test_a_run_whose_ray_dies_ends_1_and_resume_goes_on(tmp_path: Path, daemon: str) -> None:
+@pytest.mark.parametrize(
+    "daemons",
+    [
+        pytest.param(["raylet"], id="raylet"),
+        pytest.param(["gcs_server"], id="gcs_server", marks=pytest.mark.slow),
+        pytest.param(["raylet", "gcs_server"], id="both", marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_whose_ray_dies_ends_1_and_resume_goes_on(tmp_path: Path, daemons: list[str]) -> None:
     run = tmp_path / "run"
     with started(*FLAGS, "--run-dir", str(run)) as launched:
         launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "checkpoint")
-        (victim,) = [p for p in launched.processes() if p.name() == daemon]
-        victim.kill()
+        victims = [process for process in launched.processes() if process.name() in daemons]
+        assert sorted(victim.name() for victim in victims) == sorted(daemons)
+        for victim in victims:
+            victim.kill()
         done = launched.wait(120.0)
         assert done.returncode == 1, launched.said
+        reason = rf"Ray died: its ({'|'.join(daemons)}) is gone"
+        assert re.search(rf"the run cannot go on: {reason}", done.stdout), done
+        assert re.match(reason, result_of(run)["end_reason"])
         assert "Traceback" not in launched.said
         launched.wait_until_gone(90.0)
     expect_resume(run)

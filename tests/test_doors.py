@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import os
 import subprocess
@@ -11,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import ROOT, STOP_S, Launched, started
+
+from common import ray_session
 
 pytestmark = pytest.mark.ray
 
@@ -39,6 +42,23 @@ def doors(launched: Launched) -> list[tuple[str, str, int]]:
     return sorted(found)
 
 
+def auth_modes(launched: Launched) -> dict[str, set[str | None]]:
+    """Return the RAY_AUTH_MODEs of the processes that a run started, by process name.
+
+    The kernel shows what a process was started with. That says nothing of the driver, which decides
+    for itself later and hands it on to all others; nor of Ray's agents and dashboard, which write
+    their title over it.
+    """
+    found: dict[str, set[str | None]] = {}
+    for process in launched.processes():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            environment = process.environ()
+            if process.pid != launched.pid and environment:
+                name = process.name().partition(".")[0]  # without what it does now
+                found.setdefault(name, set()).add(environment.get("RAY_AUTH_MODE"))
+    return found
+
+
 def is_loopback(address: str) -> bool:
     """Return whether only this machine reaches an address."""
     ip = ipaddress.ip_address(address)
@@ -62,14 +82,21 @@ def knock(address: str, **environment: str) -> str:
 
 
 def test_a_run_listens_on_loopback_alone_and_lets_in_nobody_without_its_token(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # as in a user's shell, unlike conftest.py
+        monkeypatch.delenv(name)
     run = tmp_path / "run"
     with started(*ENDLESS, "--run-dir", str(run)) as launched:
         launched.wait_for("every actor has pushed")
         found = doors(launched)
         assert {"raylet", "gcs_server"} <= {process for process, _, _ in found}
         assert [door for door in found if not is_loopback(door[1])] == []
+        launched.wait_until(lambda: bool(launched.workers("EvaluatorProcess")), "evaluator")
+        modes = auth_modes(launched)
+        roles = ("Actor", "Evaluator", "Learner", "Replay", "WeightStore")
+        assert {"raylet", "gcs_server", *(f"ray::{role}Process" for role in roles)} <= set(modes)
+        assert {name: theirs for name, theirs in modes.items() if theirs != {"token"}} == {}
         (gcs,) = [f"{ip}:{port}" for process, ip, port in found if process == "gcs_server"]
         gcs = gcs.replace("::ffff:", "")
         home = {"HOME": str(tmp_path)}  # no ~/.ray/auth_token
@@ -84,3 +111,18 @@ def test_a_run_listens_on_loopback_alone_and_lets_in_nobody_without_its_token(
         assert "let in: 1 nodes" in knock(gcs, **right, **home)
         launched.interrupt()
         assert launched.wait(STOP_S).returncode == 130, launched.said
+
+
+@pytest.mark.parametrize("mode", ["disabled", "k8s", "", None])
+def test_a_ray_of_the_run_s_own_is_not_started_where_the_shell_asks_for_no_token(
+    mode: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[dict[str, object]] = []
+    monkeypatch.setattr(ray_session, "_init", lambda **settings: begun.append(settings))
+    if mode is None:
+        monkeypatch.delenv("RAY_AUTH_MODE")
+    else:
+        monkeypatch.setenv("RAY_AUTH_MODE", mode)
+    with pytest.raises(ConnectionError, match=f"RAY_AUTH_MODE={mode}: must be token, or not set"):
+        ray_session.start_local()
+    assert begun == []

@@ -12,6 +12,11 @@ import pytest
 from faulting import last_frame
 from launching import STOP_S, Launched, result_of, started
 
+from common.config import Config
+from common.config_file import load_file
+from common.tags import REPLAY_TRANSITIONS
+from common.tensorboard import read_scalars
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STOOD_STILL_S = 120.0
@@ -51,6 +56,32 @@ def learned_frame(run: Path) -> float:
     return last_frame(run, "learner/td_loss")
 
 
+def accepted_frames(run: Path, since_s: float) -> float:
+    """Return by how much frames grew since the first scalars after a time.
+
+    Args:
+      run: its folder.
+      since_s: seconds since the epoch, as `time.time()` gives them.
+    """
+    series = read_scalars(run)[REPLAY_TRANSITIONS]
+    frames = series.frames[series.wall_s >= since_s]
+    assert len(frames) > 1, "no scalars while a role stood still"
+    return float(frames[-1] - frames[0])
+
+
+def most_frames_without_a_learner(run: Path) -> float:
+    """Return by how many frames a run whose learner stands still may grow, by its own config.
+
+    The rate limiter's error may be anywhere from -band to band when the last batch is sampled, and
+    inserts end at band. A push of every actor is allowed on top.
+    """
+    config = load_file(Config(), run / "config.yaml")
+    assert config.samples_per_insert is not None
+    transitions = 2 * config.band / config.samples_per_insert
+    transitions += config.actor.count * config.transitions_per_push
+    return transitions * config.env.action_repeat_frames
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("role", ["LearnerProcess", "ReplayProcess", "ActorProcess"])
 def test_memory_is_flat_while_a_role_stands_still_and_the_run_goes_on_after(
@@ -61,11 +92,15 @@ def test_memory_is_flat_while_a_role_stands_still_and_the_run_goes_on_after(
         # Until replay is full: from here on nothing has a reason to grow.
         launched.wait_until(lambda: learned_frame(run) > 4 * 25_000, "full replay", 600.0)
         with stopped(launched.workers(role)):
+            stopped_s = time.time()
             time.sleep(15.0)  # queues fill up to their bounds
             before = memory_bytes(launched)
             time.sleep(STOOD_STILL_S)
             after = memory_bytes(launched)
             assert launched.is_running, launched.said
+            if role == "LearnerProcess":  # the actors run, and only the limiter holds them
+                grown = accepted_frames(run, stopped_s)
+                assert grown <= most_frames_without_a_learner(run), launched.said
         assert after - before < FLAT_BYTES, f"{before / 1e6:.0f} MB -> {after / 1e6:.0f} MB"
         frames = learned_frame(run)
         launched.wait_until(lambda: learned_frame(run) > frames + 4_000, "progress", 120.0)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,15 @@ import pytest
 from fakes import NOTHING_RUN, SPEC, make_push, make_segment, make_shard
 from snapshotting import assert_same
 
+from actors.environments import resolve
 from common.packing import pack_segment
+from common.presets import PRESETS
+from common.source import source_hash
 from common.types import EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
+from replay.assembly import restore
+from replay.server import ReplayProcess
 from replay.shard import ReplayShard
+from replay.snapshot import SnapshotFolder
 from replay.state import ShardState, SnapshotError
 from replay.storage import SegmentStorage
 
@@ -271,3 +278,46 @@ def test_names_are_remembered_up_to_their_limit(monkeypatch: pytest.MonkeyPatch)
     names = tuple(SegmentName(0, 0, sequence) for sequence in range(3))
     storage.restore((), np.zeros(0, np.int64), 15, names)
     assert storage.names() == names[1:]
+
+
+# --- what is said ---------------------------------------------------------------------------------
+
+
+def test_a_shard_s_first_start_says_nothing_and_a_later_one_that_it_starts_empty(
+    tmp_path: Path,
+) -> None:
+    folder = SnapshotFolder(tmp_path / "replay_0", 1)
+    assert restore(make_shard(incarnation=0), folder) == ""
+    for incarnation in (1, 7):
+        said = restore(make_shard(incarnation=incarnation), folder)
+        assert said == "starts empty: it has no snapshot"
+
+
+def test_a_shard_says_what_it_goes_on_with_or_why_it_does_not(tmp_path: Path) -> None:
+    folder = SnapshotFolder(tmp_path / "replay_0", 1)
+    folder.write(filled(0, 1).capture())
+    said = restore(make_shard(incarnation=1), folder)
+    assert said == "goes on with the 10 transitions of its snapshot"
+    (manifest,) = (tmp_path / "replay_0").glob("*.manifest")
+    manifest.write_bytes(b"damaged")
+    said = restore(make_shard(incarnation=1), folder)
+    assert said.startswith("starts empty: Expect a whole snapshot, actually damaged: ")
+
+
+@pytest.mark.parametrize(
+    ("incarnation", "keeps_snapshots", "expected"),
+    [
+        (0, True, ""),
+        (1, True, "starts empty: it has no snapshot"),
+        (1, False, ""),  # --checkpoint.no-replay: nobody expects one
+    ],
+)
+def test_a_shard_s_process_tells_the_driver(
+    incarnation: int, keeps_snapshots: bool, expected: str, tmp_path: Path
+) -> None:
+    config = PRESETS["cartpole"].config
+    snapshots = tmp_path / "replay_0" if keeps_snapshots else None
+    process = ReplayProcess(
+        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), source_hash()
+    )
+    assert process.describe() == expected
