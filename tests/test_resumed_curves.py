@@ -192,9 +192,10 @@ def test_full_disk_delays_values_and_tells_why(small_disk: SmallDisk) -> None:
         expected = write_rows(writer, range(100, 1_000))
         writer.flush()
         assert writer.trouble == f"{writer.path}: cannot be written: No space left on device"
-        seen = of_slow_reader(folder)["a"]
-        assert 100 <= len(seen) < 1_000
-        assert seen == expected["a"][: len(seen)] == of_troop(folder)["a"]
+        # What fits of a write that then fails is taken back, so the two may see different moments.
+        for seen in (of_slow_reader(folder)["a"], of_troop(folder)["a"]):
+            assert 100 <= len(seen) < 1_000
+            assert seen == expected["a"][: len(seen)]
         small_disk.free()
         deadline_s = time.monotonic() + 10
         while writer.trouble and time.monotonic() < deadline_s:
