@@ -7,7 +7,7 @@ import difflib
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -15,7 +15,7 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from common.config import Config
-from common.config_file import ConfigError, overlay, read_file
+from common.config_file import ConfigError, overlay, read_file, to_dict
 from common.curves import is_average
 from common.goal import RETURN_GAMES
 from common.presets import PRESETS
@@ -115,11 +115,11 @@ class BenchCommand:
 
 # Settings that are on or off: their flags take no value, as --checkpoint.replay and .no-replay.
 _SWITCHES = frozenset(
-    f"--{part.name}.{setting.name}"
-    for part in fields(Config)
-    if is_dataclass(group := getattr(Config(), part.name))
-    for setting in fields(group)
-    if isinstance(getattr(group, setting.name), bool)
+    f"--{part}.{name}"
+    for part, settings in to_dict(Config()).items()
+    if isinstance(settings, dict)
+    for name, value in settings.items()
+    if isinstance(value, bool)
 )
 
 

@@ -95,8 +95,7 @@ def restore(shard: ReplayShard, folder: SnapshotFolder) -> str:
     try:
         found = folder.read_newest()
         if found is None:
-            is_first_start = shard.capture().incarnation == 0
-            return "" if is_first_start else "starts empty: it has no snapshot"
+            return "starts empty: it has no snapshot" if shard.incarnation > 0 else ""
         shard.restore(found.state)
     except (SnapshotError, OSError) as error:
         return f"starts empty: {error}"

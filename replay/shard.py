@@ -74,6 +74,11 @@ class ReplayShard:
         """Transitions ever inserted, restored ones included."""
         return self._replay.storage.inserted
 
+    @property
+    def incarnation(self) -> int:
+        """How many times this shard was started before."""
+        return self._replay.storage.incarnation
+
     def succeed(self, accepted: int, episodes: int) -> None:
         """Take over from dead incarnations: whoever counts the run's has to count theirs, too.
 
