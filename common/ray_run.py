@@ -88,8 +88,9 @@ class RayRun:
         self._descriptions: dict[WorkerName, tuple[Any, Any]] = {}
         self._evaluator_answers = False
         self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
-        # A replaced evaluator keeps to it: else frequent deaths would put it off for ever.
-        self._evaluation_due_s = time.monotonic() + 60.0 * plan.config.evaluator.every_minutes
+        # When the newest evaluation began. Its period runs on while the evaluator is replaced: else
+        # frequent deaths would put the next one off for ever.
+        self._evaluated_s = time.monotonic()
         # Of the living learner: the step it told of first, and whether it took one since.
         self._first_step: int | None = None
         self._has_learned = False
@@ -192,10 +193,11 @@ class RayRun:
             self._descriptions[name] = (learner, learner.describe.remote())
             return learner
         if role == "evaluator":
+            due_s = self._evaluated_s + 60.0 * plan.config.evaluator.every_minutes
+            first_in_s = due_s - time.monotonic()
             return roles.evaluator.options(**options).remote(
-                plan.config, plan.spec, store, self._evaluation_due_s - time.monotonic(),
-                incarnation, source,
-            )  # fmt: skip
+                plan.config, plan.spec, store, first_in_s, incarnation, source
+            )
         return roles.actor.options(**options).remote(
             plan.config, plan.spec, servers, store, index, incarnation, source
         )
@@ -321,8 +323,7 @@ class RayRun:
             return  # the supervisor hears of it from its run
         self._evaluator_answers = True
         for result, weights in results:
-            since_s = time.monotonic() - result.seconds
-            self._evaluation_due_s = since_s + 60.0 * self._plan.config.evaluator.every_minutes
+            self._evaluated_s = time.monotonic() - result.seconds
             self._reporter.evaluated(result)
             self._goal.evaluated(result.returns)
             self._on_evaluation(result, weights)
