@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import ray
@@ -32,24 +33,34 @@ _MAX_BYTES = 8 << 30
 
 
 def run(seconds: float) -> list[Row]:
-    """Return one row for each batch size."""
+    """Return one row for each batch size, and one in bfloat16."""
     tune_allocator()
     torch.set_num_threads(available_cores())
     ray_session.start_local()
     segments = recording(["pong"])["pong"]
-    rows = [_one(segments, batch, seconds) for batch in (32, 128, 512)]
+    rows = [_one(segments, batch, "float32", seconds) for batch in (32, 128, 512)]
+    rows.append(_one(segments, 512, "bfloat16", seconds))
     ray.shutdown()
     return rows
 
 
-def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
+def _one(
+    segments: list[bytes],
+    batch_size: int,
+    precision: Literal["float32", "bfloat16"],
+    seconds: float,
+) -> Row:
     spec = spec_of("pong")
     transitions = total_transitions(segments)
     config = dataclasses.replace(
         recording_config("pong"),
         replay=ReplayConfig(capacity=transitions, min_size=batch_size, samples_per_insert="off"),
         learner=LearnerConfig(
-            batch_size=batch_size, optimizer="adam", learning_rate=1e-4, optimizer_epsilon=1.5e-4
+            batch_size=batch_size,
+            optimizer="adam",
+            learning_rate=1e-4,
+            optimizer_epsilon=1.5e-4,
+            precision=precision,
         ),
     )
     server = ReplayServer.options(num_cpus=0).remote(
@@ -84,7 +95,7 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
     while fetched is None:
         fetched = prefetcher.get(1.0)
     _, in_place = fetched
-    floor_step, floor_wait = make_step(batch_size, spec.num_actions)
+    floor_step, floor_wait = make_step(batch_size, spec.num_actions, precision)
 
     def wait() -> None:
         if device.type == "cuda":
@@ -123,6 +134,7 @@ def _one(segments: list[bytes], batch_size: int, seconds: float) -> Row:
         f"our step in place {medians['in_place']:,.0f}, compiled floor {medians['floor']:,.0f}",
         {
             "batch": batch_size,
+            "precision": precision,
             "optimizer": "adam",
             "network": "dueling Nature CNN",
             "device": str(device),

@@ -124,7 +124,9 @@ def shares(phases: PhaseSeconds, wall_s: float | None = None) -> dict[str, float
 class Rate:
     """Counts per second over a sliding window.
 
-    Until the window has filled, the time since the start is divided by; `restart` after a warm-up
+    A count is taken to have grown since the count before it. So the window reaches back to the last
+    one that is out of it: counts that come further apart than the window are divided by the
+    time that they took. Until the window has filled that is the start; `restart` after a warm-up
     leaves it out.
 
     One thread only.
@@ -186,9 +188,9 @@ class Rate:
         """Return the counts per second over the window, 0 before any time has passed."""
         now = self._clock()
         self._forget(now)
-        seconds = min(self._window_s, now - self._start)
+        seconds = now - self._start
         return sum(count for _, count in self._buckets) / seconds if seconds > 0.0 else 0.0
 
     def _forget(self, now: float) -> None:
         while self._buckets and self._buckets[0][0] <= now - self._window_s:
-            self._buckets.popleft()
+            self._start, _ = self._buckets.popleft()

@@ -88,18 +88,25 @@ class QNetwork(nn.Module):
 
     def values(self, floats: Tensor) -> Tensor:
         """Return float32[B, A] for what `as_float` returned, of this network or of its twin."""
+        return self.heads(self.features(floats))
+
+    def features(self, floats: Tensor) -> Tensor:
+        """Return what the last hidden layer makes of `as_float`'s result: nearly all the work."""
         features = self.torso(floats)
         if features.dim() == 4:
             # Channels last, as it lies in memory: flattening is then a view and not a copy.
             features = features.permute(0, 2, 3, 1)
         features = features.flatten(1)
-        hidden = features if self.hidden is None else torch.relu(self.hidden(features))
+        return features if self.hidden is None else torch.relu(self.hidden(features))
+
+    def heads(self, features: Tensor) -> Tensor:
+        """Return float32[B, A], the action values of what `features` returned."""
         if self.value is None:
-            return self._linear(self.advantage, hidden)
+            return self._linear(self.advantage, features)
         # Without a hidden layer both streams see the same features.
-        width = self._width or hidden.shape[1]
-        advantage = self._linear(self.advantage, hidden[:, -width:])
-        value = self._linear(self.value, hidden[:, :width])
+        width = self._width or features.shape[1]
+        advantage = self._linear(self.advantage, features[:, -width:])
+        value = self._linear(self.value, features[:, :width])
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def as_float(self, observation: Tensor) -> Tensor:

@@ -149,6 +149,7 @@ class SerialRun:
         self._goal = ReturnGoal(at_least=config.stop_at_return, of=config.stop_at_return_of)
         # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
         self._most_steps = 1 if config.samples_per_insert is None else sys.maxsize
+        self._report_due = _every(_REPORT_MINUTES)
 
     def run(self) -> str:
         """Run until the end.
@@ -158,7 +159,6 @@ class SerialRun:
         """
         config, cores = self._plan.config, self._cores
         cores.learner.publish()
-        report_due = _every(_REPORT_MINUTES)
         save_due = _every(config.checkpoint.every_minutes)
         evaluation_due = _every(config.evaluator.every_minutes)
         reason = ""
@@ -168,8 +168,7 @@ class SerialRun:
                 self._play()
             with cores.players[0].waiting():  # one for all: they take turns, too
                 self._learn()
-            if report_due():
-                self._report()
+            self._report_if_due()
             if evaluation_due():
                 self._evaluate()
             if save_due():
@@ -195,6 +194,7 @@ class SerialRun:
         for _ in range(self._most_steps):
             if self._interrupts.requested.is_set() or not self._cores.learner.run_step(0.0):
                 return
+            self._report_if_due()  # a turn of large batches takes minutes
 
     def _is_done(self) -> bool:
         shards = self._cores.shards
@@ -202,6 +202,10 @@ class SerialRun:
             sum(shard.accepted for shard in shards) >= self._plan.agent_steps_left
             or sum(shard.ended_episodes for shard in shards) >= self._plan.episodes_left
         )
+
+    def _report_if_due(self) -> None:
+        if self._report_due():
+            self._report()
 
     def _report(self) -> None:
         reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}

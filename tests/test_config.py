@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def test_every_number_of_the_configuration_is_checked() -> None:
         value = getattr(Config(), part.name)
         inside = dataclasses.fields(value) if dataclasses.is_dataclass(value) else (part,)
         for field in inside:
-            if "int" in str(field.type) or "float" in str(field.type):
+            if re.search(r"\b(int|float)\b", str(field.type)):
                 name = field.name if field is part else f"{part.name}__{field.name}"
                 assert name in checked, f"{name} may be anything"
 
@@ -284,6 +285,7 @@ CHANGES = {
     "learner__learning_rate": FLOATS,
     "learner__optimizer_epsilon": st.sampled_from([1e-5, 1e-16, 5e-324, 1e20, 1e300, 0.1 + 0.2]),
     "learner__compile": st.sampled_from(["auto", "on", "off"]),
+    "learner__precision": st.sampled_from(["float32", "bfloat16"]),
 }
 
 

@@ -396,6 +396,56 @@ def test_clipping_changes_the_step() -> None:
     assert not same_weights(free.network, clipped.network)
 
 
+# --- precision ------------------------------------------------------------------------------------
+
+
+COMPILES = pytest.param(
+    True,
+    marks=pytest.mark.skipif(
+        not compiler_available(), reason="needs a C++ compiler and Python's headers"
+    ),
+)
+
+
+@pytest.mark.parametrize("compile_step", [False, COMPILES], ids=["eager", "compiled"])
+@pytest.mark.parametrize("double", [True, False])
+def test_bfloat16_rounds_the_hidden_layers_and_nothing_else(
+    double: bool, compile_step: bool
+) -> None:
+    agent = dataclasses.replace(CNN, double=double)
+    full = make_learner(agent=agent, spec=PIXELS)
+    mixed = make_learner(agent=agent, spec=PIXELS, precision="bfloat16", compile_step=compile_step)
+    batch = make_batch(0, PIXELS)
+    before = flatten_state(mixed.network).view(np.float32)
+    ours, theirs = full.step(batch), mixed.step(batch)
+    assert not torch.equal(ours.priority, theirs.priority)
+    torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.005)
+    for actual in (*theirs, *mixed.network.state_dict().values()):
+        assert actual.dtype == torch.float32
+    # Not on the grid of bfloat16, as all would be had the heads been rounded.
+    with torch.no_grad():
+        q = mixed._values(mixed.network, mixed.network.as_float(batch.s_t))
+    assert not torch.equal(q, q.bfloat16().float())
+    # Adam's first step moves whatever has a gradient.
+    expected, moved = (
+        np.mean(before != flatten_state(learner.network).view(np.float32))
+        for learner in (full, mixed)
+    )
+    assert moved == pytest.approx(expected, rel=0.02)
+
+
+def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
+    """No layer is left out, the ones that the target's pass and the selector's cast before too."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        learner = make_learner(agent=CNN, spec=PIXELS, precision=precision)
+        _, _, _, _, *all_ = learner._gradients(*make_batch(0, PIXELS))
+        gradients.append(all_)
+    for (name, _), ours, theirs in zip(learner.network.named_parameters(), *gradients, strict=True):
+        cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
+        assert cosine > 0.99, name
+
+
 @pytest.mark.skipif(not compiler_available(), reason="needs a C++ compiler and Python's headers")
 @pytest.mark.parametrize(
     ("agent", "spec", "optimizer", "tolerance"),

@@ -107,7 +107,7 @@ def test_rate_forgets_what_left_the_window() -> None:
     rate.add(20)
     clock.now += 7.0
     rate.add(30)
-    assert rate.per_second() == (20 + 30) / 10.0
+    assert rate.per_second() == (20 + 30) / 11.0  # the 20 took from 11 s ago on
     clock.now += 3.0  # the first is now 10 s old
     assert rate.per_second() == 30 / 10.0
     clock.now += 100.0
@@ -122,6 +122,17 @@ def test_steady_rate_is_told_right() -> None:
         rate.add(3)
     assert rate.per_second() == pytest.approx(3000.0, rel=0.011)
     assert len(rate._buckets) <= 101
+
+
+def test_counts_further_apart_than_the_window_are_divided_by_the_time_they_took() -> None:
+    clock = Clock()
+    rate = Rate(window_s=30.0, clock=clock)
+    for _ in range(3):
+        clock.now += 90.0
+        rate.add(180)
+        assert rate.per_second() == 180 / 90.0
+    clock.now += 10.0
+    assert rate.per_second() == 180 / 100.0
 
 
 def test_restart_leaves_the_warm_up_out() -> None:

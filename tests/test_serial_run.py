@@ -242,6 +242,16 @@ def test_times_of_saves_evaluations_and_reports_do_not_change_what_is_learned(
     assert moves[0] == moves[1] == moves[2]
 
 
+def test_long_turn_of_the_learner_is_reported_while_it_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.serial_run._REPORT_MINUTES", 0.0)
+    stage = Stage(ratio=50)
+    stage.run(tmp_path, total_frames=5)
+    first, last = stage.diary.index("learn"), len(stage.diary) - stage.diary[::-1].index("learn")
+    assert stage.diary[first:last].count("report") >= 49
+
+
 def test_run_without_an_evaluator_evaluates_nothing(tmp_path: Path) -> None:
     stage = Stage()
     evaluator = dataclasses.replace(Config().evaluator, enabled=False, every_minutes=1e-9)

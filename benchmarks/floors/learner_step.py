@@ -54,7 +54,9 @@ def compiled_step_rate(batch_size: int, num_actions: int, seconds: float) -> flo
     return steps * batch_size / elapsed
 
 
-def make_step(batch_size: int, num_actions: int) -> tuple[Callable[[], None], Callable[[], None]]:
+def make_step(
+    batch_size: int, num_actions: int, precision: str = "float32"
+) -> tuple[Callable[[], None], Callable[[], None]]:
     """Return a function that takes one step and one that waits for it, to measure them in turns."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.channels_last
@@ -73,12 +75,17 @@ def make_step(batch_size: int, num_actions: int) -> tuple[Callable[[], None], Ca
     r_t = torch.randn(batch_size, device=device)
     discount_t = torch.full((batch_size,), 0.97, device=device)
 
+    def values(network: nn.Module, pixels: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            q: Tensor = network(pixels)
+        return q.float()
+
     @torch.compile
     def loss_of() -> Tensor:
         with torch.no_grad():
-            a_t = online(s_t).argmax(dim=1, keepdim=True)
-            goal = r_t + discount_t * target(s_t).gather(1, a_t).squeeze(1)
-        return F.huber_loss(online(s_tm1).gather(1, a_tm1).squeeze(1), goal)
+            a_t = values(online, s_t).argmax(dim=1, keepdim=True)
+            goal = r_t + discount_t * values(target, s_t).gather(1, a_t).squeeze(1)
+        return F.huber_loss(values(online, s_tm1).gather(1, a_tm1).squeeze(1), goal)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
