@@ -11,6 +11,7 @@ import ray
 
 from common.console import Console
 from common.crew import Crew, Roles, RunEnded, cause_of
+from common.evaluations import Evaluations
 from common.goal import ReturnGoal
 from common.interrupts import Interrupts
 from common.placement import Placement
@@ -27,7 +28,6 @@ _ANSWER_S = 60.0
 _SAVE_S = 120.0
 _QUICK_SAVE_S = 6.0  # after Ctrl-C somebody waits
 _LEAST_SAVE_S = 3.0
-_LAST_EVALUATION_S = 600.0
 # Between two rounds of reports, and how long a round waits for them.
 _ROUND_S = 1.0
 _REPORTS_S = 0.5
@@ -86,16 +86,17 @@ class RayRun:
         # Who was asked, and the ObjectRef of the answer under way.
         self._asked: dict[WorkerName, tuple[Any, Any]] = {}  # for reports
         self._descriptions: dict[WorkerName, tuple[Any, Any]] = {}
-        self._evaluator_answers = False
-        self._evaluations: Any = None  # ObjectRef of the evaluator's answer under way
-        # When the newest evaluation began. Its period runs on while the evaluator is replaced: else
-        # frequent deaths would put the next one off for ever.
-        self._evaluated_s = time.monotonic()
         # Of the living learner: the step it told of first, and whether it took one since.
         self._first_step: int | None = None
         self._has_learned = False
         self._kept: dict[str, int] = {}  # incarnations' numbers, as written down
         self._can_keep = True
+        self._evaluations = Evaluations(
+            crew=self._crew,
+            console=console,
+            every_s=plan.config.evaluator.every_minutes * 60.0,
+            on_result=self._evaluated,
+        )
         self._saves = Saves(
             crew=self._crew,
             console=console,
@@ -193,10 +194,8 @@ class RayRun:
             self._descriptions[name] = (learner, learner.describe.remote())
             return learner
         if role == "evaluator":
-            due_s = self._evaluated_s + 60.0 * plan.config.evaluator.every_minutes
-            first_in_s = due_s - time.monotonic()
             return roles.evaluator.options(**options).remote(
-                plan.config, plan.spec, store, first_in_s, incarnation, source
+                plan.config, plan.spec, store, self._evaluations.first_in_s, incarnation, source
             )
         return roles.actor.options(**options).remote(
             plan.config, plan.spec, servers, store, index, incarnation, source
@@ -277,7 +276,7 @@ class RayRun:
             self._saves.told(name, report.save)
         self._hear(shards)
         self._describe()
-        self._book_evaluations(timeout_s=0.0)
+        self._evaluations.book(timeout_s=0.0)
 
     def _hear(self, shards: dict[int, ReplayReport]) -> None:
         """Take a shard's report, and a push it tells of, as a sign of life."""
@@ -306,27 +305,10 @@ class RayRun:
             if description:
                 self._console.note(f"{name[0]} {name[1]}: {description}")
 
-    def _book_evaluations(self, timeout_s: float) -> None:
-        """Book the evaluations that are finished; the evaluator may take its time to answer."""
-        evaluator = self._crew.handle(_EVALUATOR)
-        if evaluator is None:
-            self._evaluations = None
-            return
-        if self._evaluations is None:
-            self._evaluations = evaluator.take_results.remote()
-        if not ray.wait([self._evaluations], timeout=timeout_s)[0]:
-            return
-        answer, self._evaluations = self._evaluations, None
-        try:
-            results = ray.get(answer, timeout=_ANSWER_S)
-        except ray.exceptions.RayError:
-            return  # the supervisor hears of it from its run
-        self._evaluator_answers = True
-        for result, weights in results:
-            self._evaluated_s = time.monotonic() - result.seconds
-            self._reporter.evaluated(result)
-            self._goal.evaluated(result.returns)
-            self._on_evaluation(result, weights)
+    def _evaluated(self, result: EvaluationResult, weights: Weights) -> None:
+        self._reporter.evaluated(result)
+        self._goal.evaluated(result.returns)
+        self._on_evaluation(result, weights)
 
     # --- stop ----------------------------------------------------------------------------------
 
@@ -348,15 +330,14 @@ class RayRun:
         self._console.note("stopping: learner and replay save; Ctrl-C again to force")
         for actor in self._crew.living("actor").values():
             actor.stop.remote()
-        evaluator = self._crew.handle(_EVALUATOR)
-        if evaluator is not None and not in_order:
-            evaluator.stop.remote()
+        if not in_order:
+            self._evaluations.stop()
         if playing := self._crew.runs("actor"):
             ray.wait(playing, num_returns=len(playing), timeout=_ACTORS_STOP_S)
         self._book(self._answers(_LAST_REPORTS_S))
         self._finish(learner, _SAVE_S if in_order else _QUICK_SAVE_S)
-        if in_order and evaluator is not None and self._evaluator_answers:
-            self._evaluate_once_more(evaluator)
+        if in_order:
+            self._evaluations.finish(self._interrupts.requested.is_set)
 
     def _finish(self, learner: Any, timeout_s: float) -> None:
         """Let the learner and then the shards write what they have, and take their last reports.
@@ -389,17 +370,3 @@ class RayRun:
         self._book(reports)
         if failures:
             raise RunEnded("; ".join(failures))
-
-    def _evaluate_once_more(self, evaluator: Any) -> None:
-        """Evaluate the weights the learner ended with, unless somebody interrupts."""
-        self._console.note("last evaluation")
-        told = evaluator.finish.remote()
-        runs = self._crew.runs("evaluator")
-        deadline_s = time.monotonic() + _LAST_EVALUATION_S
-        while time.monotonic() < deadline_s and not self._interrupts.requested.is_set():
-            if not runs or ray.wait(runs, timeout=1.0)[0]:
-                break
-        ray.wait([told], timeout=1.0)
-        if self._evaluations is not None:
-            self._book_evaluations(timeout_s=_ANSWER_S)  # asked before the end
-        self._book_evaluations(timeout_s=_ANSWER_S)

@@ -42,8 +42,8 @@ class Driver:
             get=lambda ref, **_: ref,
             exceptions=ray.exceptions,
         )
-        monkeypatch.setattr("common.ray_run.ray", at_once)
-        monkeypatch.setattr("common.ray_run.time", SimpleNamespace(monotonic=self.clock))
+        monkeypatch.setattr("common.evaluations.ray", at_once)
+        monkeypatch.setattr("common.evaluations.time", SimpleNamespace(monotonic=self.clock))
         nobody: Any = SimpleNamespace(note=lambda line: None, evaluated=lambda result: None)
         evaluator = SimpleNamespace(remote=self._construct)
         self._run = RayRun(
@@ -62,6 +62,7 @@ class Driver:
         )
         placement: Any = SimpleNamespace(options=lambda name: {})
         self._run._crew, self._run._placement = crew, placement
+        self._run._evaluations._crew = crew
         self.start_evaluator()
 
     def start_evaluator(self) -> None:
@@ -88,7 +89,7 @@ class Driver:
             )
             for seconds in evaluations_s
         ]
-        self._run._book_evaluations(timeout_s=0.0)
+        self._run._evaluations.book(timeout_s=0.0)
 
 
 @pytest.fixture

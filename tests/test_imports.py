@@ -39,6 +39,7 @@ CROSSINGS = {
 RAY_SHELLS = {
     "actors/worker.py",
     "common/crew.py",
+    "common/evaluations.py",
     "common/placement.py",
     "common/ray_run.py",
     "common/ray_session.py",
