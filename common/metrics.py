@@ -126,8 +126,7 @@ class Rate:
 
     A count is taken to have grown since the count before it. So the window reaches back to the last
     one that is out of it: counts that come further apart than the window are divided by the
-    time that they took. Until the window has filled that is the start; `restart` after a warm-up
-    leaves it out.
+    time that they took. Until the window has filled that is the start.
 
     One thread only.
     """
@@ -147,14 +146,7 @@ class Rate:
         self._window_s = window_s
         self._clock = clock
         self._total: int | None = None
-        self.restart()
-
-    def restart(self) -> None:
-        """Forget what was counted and start again from now.
-
-        The last total told stays the one that the next is compared with.
-        """
-        self._start = self._clock()
+        self._start = clock()
         # (time of the first count in it, counts)
         self._buckets: deque[tuple[float, int]] = deque()
 

@@ -48,7 +48,7 @@ from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0
-_RATE_WINDOW_S = 15.0
+_RATE_WINDOW_S = 60.0  # a serial run's turns may take as long
 # A shard that is busy for so much of its time is what limits the run.
 _REPLAY_BUSY_SHARE = 0.8
 

@@ -135,18 +135,6 @@ def test_counts_further_apart_than_the_window_are_divided_by_the_time_they_took(
     assert rate.per_second() == 180 / 100.0
 
 
-def test_restart_leaves_the_warm_up_out() -> None:
-    clock = Clock()
-    rate = Rate(window_s=60.0, clock=clock)
-    rate.update_total(0)
-    clock.now += 30.0
-    rate.update_total(5)  # slow: compiling
-    rate.restart()
-    clock.now += 2.0
-    rate.update_total(105)
-    assert rate.per_second() == (105 - 5) / 2.0
-
-
 def test_totals_count_by_their_growth() -> None:
     clock = Clock()
     rate = Rate(window_s=60.0, clock=clock)
