@@ -166,14 +166,17 @@ def train(arguments: Sequence[str]) -> int:
         console.note(f"the run ended: {reason}")
     finally:
         progress = reporter.progress
+        before = plan.folder.read_json("result.json")  # of the start before, in a resumed run
         result = {
             "frames": progress.frames,
             "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
-            "seconds": round(time.monotonic() - started_s, 1),
+            "seconds": round(before.get("seconds", 0.0) + time.monotonic() - started_s, 1),
             "learner_steps": progress.learner_steps,
-            "last_train_return": _number(progress.last_train_return),
-            "last_eval_score": _number(progress.last_eval_score),
+            "last_train_return": _number(
+                progress.last_train_return, before.get("last_train_return")
+            ),
+            "last_eval_score": _number(progress.last_eval_score, before.get("last_eval_score")),
             "end_reason": reason,
         }
         try:
@@ -471,8 +474,8 @@ def presets() -> int:
     return 0
 
 
-def _number(value: float) -> float | None:
-    return round(value, 4) if math.isfinite(value) else None
+def _number(value: float, otherwise: float | None) -> float | None:
+    return round(value, 4) if math.isfinite(value) else otherwise
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from common.config import Config
 from common.config_file import ConfigError, overlay, read_file
 from common.goal import RETURN_GAMES
+from common.run_folder import RunFolder
 from common.schedules import epsilon_ladder
 from common.scores import RANDOM_AND_HUMAN
 from common.tags import (
@@ -51,7 +52,10 @@ SAVED_VALUES = 300
 
 _FORMAT = "troop-scalars-1"
 # What a saved file repeats of run.json: what it takes to judge or repeat the run.
-_ABOUT = ("game", "command", "started", "git_commit", "git_changed", "versions", "machine")
+_ABOUT = (
+    *("game", "command", "started", "git_commit", "git_changed", "versions", "machine"),
+    "resumed",
+)
 
 
 class Curve(NamedTuple):
@@ -234,11 +238,8 @@ def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float
 
 def _about(run_dir: Path) -> dict[str, Any]:
     """Return what run.json says; {} where it cannot be read: the plots are as good without."""
-    try:
-        about = json.loads((run_dir / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return {key: about[key] for key in _ABOUT if key in about} if isinstance(about, dict) else {}
+    about = RunFolder(run_dir).read_json("run.json")
+    return {key: about[key] for key in _ABOUT if key in about}
 
 
 def _ladder(run_dir: Path) -> Ladder | None:

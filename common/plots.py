@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -156,10 +156,24 @@ def provenance(run: RunCurves) -> list[str]:
         words.append(f"commit {commit[:12]}{changed}")
     if isinstance(about.get("started"), str):
         words.append(about["started"][:10])
+    if isinstance(resumed := about.get("resumed"), list) and resumed:
+        words.append(_resumptions(resumed, commit))
     if isinstance(machine, dict):
         words.append(f"{machine.get('cpu')}, {machine.get('cores')} cores")
         words += [str(gpu) for gpu in machine.get("gpus") or ["no GPU"]]
     return [*lines, *([", ".join(words)] if words else [])]
+
+
+def _resumptions(resumed: Sequence[Mapping[str, Any]], commit: object) -> str:
+    """Say how often a run was resumed, and at which commits other than its first."""
+    later = {start.get("git_commit"): start.get("git_changed") for start in resumed}
+    others = [
+        f"{other[:12]}{' with uncommitted changes' if changed else ''}"
+        for other, changed in later.items()
+        if isinstance(other, str) and other != commit
+    ]
+    often = "once" if len(resumed) == 1 else f"{len(resumed)} times"
+    return f"resumed {often}" + (f" at {' and '.join(others)}" if others else "")
 
 
 def _along(curve: Curve, x: XAxis) -> NDArray[np.float64]:

@@ -115,11 +115,17 @@ class RunFolder:
     def create(self, config: Config, game: str, command: list[str]) -> None:
         """Make the folder and say what the run is; `run.json`, which makes it a run, comes last.
 
+        A run that is resumed keeps what was said of its start; this start joins the list `resumed`.
+
         Raises:
           RunFolderError: another process trains in it.
           OSError: it cannot be made or written.
         """
-        about = {"game": game, "command": command, **facts()}
+        start = {"command": command, **facts()}
+        if before := self.read_json("run.json"):
+            about = before | {"resumed": [*before.get("resumed", []), start]}
+        else:
+            about = {"game": game, **start}
         self.path.mkdir(parents=True, exist_ok=True)
         self.lock()
         for folder in (self.checkpoints, self.path / "videos", self.path / "plots"):
@@ -144,6 +150,14 @@ class RunFolder:
             with suppress(OSError):
                 temporary.unlink()
             raise
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """Return what `write_json` wrote; {} where it is missing or damaged."""
+        try:
+            content = json.loads((self.path / name).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def write_incarnations(self, incarnations: Mapping[str, int]) -> None:
         """Keep which number each process's next incarnation gets, by "role/index".

@@ -366,6 +366,19 @@ def test_one_run_says_below_where_its_curves_come_from(
             {"machine": {"cpu": "EPYC", "cores": 16, "gpus": ["H200", "H200"]}},
             ["EPYC, 16 cores, H200, H200"],
         ),
+        ({"git_commit": "abc", "resumed": [{"git_commit": "abc"}]}, ["commit abc, resumed once"]),
+        (
+            {
+                "git_commit": "abc",
+                "resumed": [
+                    *({"git_commit": "abc"}, {"git_commit": "def", "git_changed": True}),
+                    *({"git_commit": None}, {"git_commit": "0123456789abcdef"}),
+                ],
+            },
+            [
+                "commit abc, resumed 4 times at def with uncommitted changes and 0123456789ab",
+            ],
+        ),
     ],
 )
 def test_what_run_json_does_not_say_is_left_out(

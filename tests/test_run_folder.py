@@ -118,6 +118,28 @@ def test_created_folder_is_a_run_with_everything_a_reader_needs(tmp_path: Path) 
     assert len(about["source_hash"]) == 16
 
 
+def test_resumed_run_keeps_what_was_said_of_its_start(tmp_path: Path) -> None:
+    first, again, third = (
+        ["python", "launch.py", *flags.split()] for flags in ("--seed 5", "-r", "")
+    )
+    RunFolder(tmp_path).create(Config(seed=5), "pong", first)
+    start = json.loads((tmp_path / "run.json").read_text())
+    for command in (again, third):
+        RunFolder(tmp_path).create(Config(seed=5), "pong", command)
+    about = json.loads((tmp_path / "run.json").read_text())
+    resumed = about.pop("resumed")
+    assert about == start
+    assert [entry["command"] for entry in resumed] == [again, third]
+    assert all(entry.keys() == start.keys() - {"game"} for entry in resumed)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", None])
+def test_json_that_is_missing_or_damaged_says_nothing(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    assert RunFolder(tmp_path).read_json("result.json") == {}
+
+
 def test_folder_is_no_run_before_everything_in_it_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -116,8 +116,10 @@ def test_run_ends_with_its_last_game_and_a_resumed_one_counts_on(
         launch.main(["--resume", str(run), "--serial"])
     assert refused.value.code == 2
     assert "--total-episodes 5: must be > 5, played already" in capsys.readouterr().err
+    first_s = result_of(run)["seconds"]
     assert launch.main(["--resume", str(run), "--serial", "--total-episodes", "8"]) == 0
     assert result_of(run)["episodes"] == 8
+    assert result_of(run)["seconds"] > first_s  # of both, as everything in it
 
 
 # --- the results ----------------------------------------------------------------------------------
