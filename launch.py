@@ -442,7 +442,10 @@ def evaluate(command: EvalCommand) -> int:
     )
     if command.video:
         video = folder.path / "videos" / f"{spec.name}_{weights.version.learner_step:010d}.mp4"
-        record_game(config.env, network, command.epsilon, command.seed, video)
+        try:
+            record_game(config.env, network, command.epsilon, command.seed, video)
+        except OSError as error:
+            refuse([f"{video}: cannot be written: {error.strerror or error}"])
         print(f"video: {video}")
     return 0
 

@@ -108,17 +108,17 @@ def gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
     """
     try:
         single = gymnasium.make(env.id, disable_env_checker=True)
+        limit = _time_limit(env)  # of this very id: `make` takes one without its version, too
     except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
-        close = _close_matches(env.id)
-        hint = f"; close: {', '.join(close)}" if close else ""
         raise ValueError(
             "Expect `env.id` to name an Atari game or a gymnasium environment,"
-            f" actually: {env.id!r}{hint}"
+            f" actually: {env.id!r}{_hint(env.id)}"
         ) from error
-    except gymnasium.error.Error as error:
+    # The last two: it needs a package that is not here; its module cannot be imported so.
+    except (gymnasium.error.Error, ImportError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"Expect `env.id` that can be made, actually: {env.id!r}: {reason}"
+            f"Expect `env.id` that can be made, actually: {env.id!r}: {reason}{_hint(env.id)}"
         ) from error
     actions, observations = single.action_space, single.observation_space
     single.close()
@@ -140,7 +140,7 @@ def gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
         action_repeat_frames=1,
         protocol=(
             f"{env.id} is gymnasium's, with {num_actions} actions of 1 frame and a limit of"
-            f" {_time_limit(env):,} frames; the Atari options do not apply."
+            f" {limit:,} frames; the Atari options do not apply."
         ),
     )
 
@@ -151,8 +151,8 @@ def _time_limit(env: EnvConfig) -> int:
     return env.max_game_frames if registered is None else min(registered, env.max_game_frames)
 
 
-def _close_matches(env_id: str) -> list[str]:
-    """Return up to three known ids that look like this one."""
+def _hint(env_id: str) -> str:
+    """Return words on up to three other known ids that look like this one."""
     known = {
         stem: f"ALE/{atari_title(rom)}-v5" if env_id.startswith("ALE/") else rom
         for stem, rom in games().items()
@@ -161,4 +161,5 @@ def _close_matches(env_id: str) -> list[str]:
         if "ale_py" not in str(registered.entry_point):
             known[registered.id.rpartition("-v")[0].lower()] = registered.id
     stem = re.sub(r"^ale/|noframeskip|deterministic|-ram|-v\d+$|_", "", env_id.lower())
-    return [known[match] for match in difflib.get_close_matches(stem, known, n=3)]
+    close = [known[match] for match in difflib.get_close_matches(stem, known, n=3)]
+    return f"; close: {', '.join(close)}" if close and env_id not in close else ""

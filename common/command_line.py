@@ -20,6 +20,7 @@ from common.curves import is_average
 from common.goal import RETURN_GAMES
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
+from common.seeding import MAX_GIVEN_SEED
 
 # What a resumed run cannot change: it would be another network, another game, or another count of
 # frames; and the optimiser's kind comes with its state.
@@ -233,8 +234,8 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
         problems.append(f"--episodes {command.episodes}: must be >= 1")
     if not 0 <= command.epsilon <= 1:
         problems.append(f"--epsilon {command.epsilon}: must be from 0 to 1")
-    if command.seed < 0:
-        problems.append(f"--seed {command.seed}: must be >= 0")
+    if not 0 <= command.seed <= MAX_GIVEN_SEED:
+        problems.append(f"--seed {command.seed}: must be from 0 to {MAX_GIVEN_SEED:,}")
     if problems:
         refuse(problems)
     return command

@@ -8,6 +8,8 @@ import numpy as np
 
 # ale-py takes its seeds as C++ ints.
 _SEED_LIMIT = 2**31
+# For what counts its environments from a seed of the user's own.
+MAX_GIVEN_SEED = 2_000_000_000
 
 
 def derive_seed(run_seed: int, role: str, index: int) -> int:

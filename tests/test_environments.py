@@ -157,6 +157,13 @@ def test_cartpole_is_resolved() -> None:
         ("zzzzzzzz", "Expect `env.id` to name an Atari game or a gymnasium environment"),
         ("no_such_module:Thing-v0", "actually: 'no_such_module:Thing-v0'"),
         ("a b", "Expect `env.id` that can be made, actually: 'a b'"),
+        (".foo:Bar-v0", "Expect `env.id` that can be made, actually: '.foo:Bar-v0'"),
+        ("GymV21Environment-v0", "Expect `env.id` that can be made, actually: 'GymV21"),
+        pytest.param(
+            "CartPole",
+            "actually: 'CartPole': No registered env with id: CartPole; close: CartPole-v1",
+            marks=pytest.mark.filterwarnings("ignore:.*latest versioned"),
+        ),
         ("Pong-v4", "skips 2 to 4 frames at random; use pong, ALE/Pong-v5 or PongNoFrameskip-v4"),
         ("MsPacman-v0", "use ms_pacman, ALE/MsPacman-v5 or MsPacmanNoFrameskip-v4"),
         ("Pendulum-v1", "Expect discrete actions, actually: Box"),

@@ -89,6 +89,30 @@ def test_video_of_a_whole_game_lies_in_the_run(
     assert f"video: {video}" in capsys.readouterr().out
 
 
+def test_video_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path / "run")
+    save_last(run, payload_of(CARTPOLE))
+    (run / "videos").rmdir()
+    (run / "videos").write_text("not a folder")
+    with pytest.raises(SystemExit) as end:
+        driver.main(["eval", str(run), "--episodes", "1", "--video"])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert "mean " in said.out, "the score is told all the same"
+    assert said.err.count("\n") == 1
+    assert "cartpole_v1_0000000007.mp4: cannot be written" in said.err
+
+
+@pytest.mark.parametrize("seed", [-1, 2_000_000_001])
+def test_seed_that_no_environment_takes_is_one_line(
+    tmp_path: Path, refused: Callable[..., str], seed: int
+) -> None:
+    said = refused("eval", tmp_path, f"--seed={seed}")
+    assert said == f"launch.py: --seed {seed}: must be from 0 to 2,000,000,000\n"
+
+
 def test_run_without_a_checkpoint_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
     run = make_run(tmp_path / "run")
     assert f"{run / 'checkpoints'}: has no checkpoint yet" in refused("eval", run)
