@@ -38,7 +38,7 @@ _DPI = 100
 _WIDTH_IN = 9.0
 _GREY = "#555555"
 # Characters of the smallest type that are as wide as a figure.
-_FOOTNOTE_WIDTH = 150
+_FOOTNOTE_WIDTH = 175
 
 
 class Panel(NamedTuple):
@@ -213,17 +213,27 @@ def _draw(path: Path, panels: Sequence[Panel], what: _Figure) -> None:
                 axes.set_xlabel(what.x)
         if len(what.runs) == 1:
             figure.suptitle(what.runs[0].label, fontsize=12, color=_GREY)
-            _draw_footnote(figure, what.runs[0])
         else:
             _draw_legend(figure, what)
+        _draw_footnote(figure, what.runs)
         figure.savefig(path)
 
 
-def _draw_footnote(figure: Figure, run: RunCurves) -> None:
-    """Say below where the curves come from."""
-    lines = [part for line in provenance(run) for part in textwrap.wrap(line, _FOOTNOTE_WIDTH)]
+def _draw_footnote(figure: Figure, runs: Sequence[RunCurves]) -> None:
+    """Say below where the curves come from; of several runs, under the name of each."""
+    lines = [
+        part
+        for run in runs
+        for line in (provenance(run) if len(runs) == 1 else _named_provenance(run))
+        for part in textwrap.wrap(line, _FOOTNOTE_WIDTH)
+    ]
     if lines:
         figure.supxlabel("\n".join(lines), fontsize=6.5, color=_GREY, x=0.01, ha="left")
+
+
+def _named_provenance(run: RunCurves) -> list[str]:
+    said = "; ".join(provenance(run))
+    return [f"{run.label}: {said}"] if said else []
 
 
 def _draw_legend(figure: Figure, what: _Figure) -> None:
@@ -232,7 +242,7 @@ def _draw_legend(figure: Figure, what: _Figure) -> None:
         for run, colour in zip(what.runs, what.colours, strict=True)
     ]
     widest = max(len(run.label) for run in what.runs)
-    figure.legend(handles=handles, loc="outside lower center", ncols=max(1, 90 // (widest + 8)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, 90 // (widest + 8)))
 
 
 def _draw_panel(axes: Axes, panel: Panel, what: _Figure) -> None:
@@ -301,13 +311,23 @@ def _noisy_limits(columns: list[NDArray[np.float64]]) -> tuple[float, float]:
 
 
 def _draw_human(axes: Axes, runs: Sequence[RunCurves]) -> None:
+    """Draw the human scores; what would leave the curve less than half the axis is only told."""
+    low, high = axes.get_ylim()
+    height = high - low
     for score in sorted({run.human_score for run in runs if run.human_score is not None}):
-        axes.axhline(score, color=_GREY, linestyle="--", linewidth=1.2)
+        said = f"human {score:,.1f}"
+        if low - height <= score <= high + height:
+            axes.axhline(score, color=_GREY, linestyle="--", linewidth=1.2)
+            at, offset, coordinates = (0.01, score), 3, ("axes fraction", "data")
+        elif score > high:
+            said, at, offset, coordinates = f"{said}, far above", (0.01, 1.0), -12, "axes fraction"
+        else:
+            said, at, offset, coordinates = f"{said}, far below", (0.01, 0.0), 3, "axes fraction"
         axes.annotate(
-            f"human {score:,.1f}",
-            (0.01, score),
-            xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
+            said,
+            at,
+            xycoords=coordinates,
+            xytext=(0, offset),
             textcoords="offset points",
             color=_GREY,
         )

@@ -138,6 +138,29 @@ def test_evaluation_has_the_human_line_where_there_is_a_human_score(
         assert set(_heights(axes)[-1]) == {14.6}
 
 
+@pytest.mark.parametrize(
+    ("game", "scores", "said"),
+    [
+        ("seaquest", (80.0, 208.0), "human 42,054.7, far above"),
+        ("boxing", (99.0, 100.0), "human 12.1, far below"),
+    ],
+)
+def test_human_score_far_from_the_curve_is_told_and_does_not_flatten_it(
+    tmp_path: Path, figures: dict[str, Figure], game: str, scores: tuple[float, ...], said: str
+) -> None:
+    run = tmp_path / "run"
+    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+        for step, score in enumerate(scores):
+            writer.scalar(tags.EVAL_EPISODE_RETURN, score, step)
+    (run / "run.json").write_text(json.dumps({"game": game}))
+    draw([run], tmp_path)
+    (axes,) = figures["evaluation"].axes
+    assert [text.get_text() for text in axes.texts] == [said]
+    assert len(axes.get_lines()) == 1
+    low, high = axes.get_ylim()
+    assert high - low < 1.2 * (max(scores) - min(scores))
+
+
 def test_infinite_values_are_left_out_and_spikes_do_not_flatten_the_rest(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
@@ -354,6 +377,21 @@ def test_one_run_says_below_where_its_curves_come_from(
         "python launch.py --env pong --run-dir 'my runs/1'\n"
         "commit 0123456789ab with uncommitted changes, 2026-11-21, Xeon, 2 cores, no GPU"
     )
+
+
+def test_several_runs_say_below_where_each_comes_from(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
+    one, other, unknown = (_make_run(tmp_path / name) for name in ("one", "other", "unknown"))
+    for run, commit in ((one, "abc"), (other, "def")):
+        about = {"command": ["python", "launch.py", "--seed", commit], "git_commit": commit}
+        (run / "run.json").write_text(json.dumps(about))
+    (unknown / "run.json").unlink()
+    draw([one, other, unknown], tmp_path)
+    assert figures["return"].get_supxlabel().splitlines() == [
+        "one: python launch.py --seed abc; commit abc",
+        "other: python launch.py --seed def; commit def",
+    ]
 
 
 @pytest.mark.parametrize(
