@@ -352,6 +352,9 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
         sampler.learner_step = learner.learner_step
         return sampler.fetch()
 
+    def agent_steps() -> int:
+        return plan.agent_steps_before + sum(shard.accepted for shard in replay.shards)
+
     def send_weights(weights: Weights) -> None:
         published[:] = [weights]
         for index, actor in enumerate(actors):
@@ -364,13 +367,13 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
         fetcher=SynchronousFetcher(fetch=fetch, device=device),
         send_priorities=PriorityUpdater(shards=replay.handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
-        agent_steps=lambda: plan.agent_steps_before + sum(s.accepted for s in replay.shards),
+        agent_steps=agent_steps,
         episodes=lambda: plan.episodes_before + sum(s.ended_episodes for s in replay.shards),
         incarnation=incarnation,
         publish_period_learner_steps=config.learner.publish_period_learner_steps,
         samples=plan.samples_before,
-        # A second of `LearnerLoop` is a learner step here.
-        clock=lambda: float(learner.learner_step),
+        # A second of `LearnerLoop` is a learner step or an agent step here.
+        clock=lambda: float(learner.learner_step + agent_steps()),
     )
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     keep_best = best_keeper(plan, console)

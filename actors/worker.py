@@ -39,6 +39,8 @@ class WeightsPoller:
         every now and then: poller.ask()
         every step:         weights = poller.poll()     # None: nothing newer is here
 
+    The same weights are newer where they were published again, at more agent steps.
+
     At most one question or one transfer is under way, and none for longer than it takes: weights
     are as old as the question, not as the one before. A question that dies with the store is
     forgotten; the driver puts another store in its place.
@@ -48,8 +50,8 @@ class WeightsPoller:
         self._store = store
         self._question: Any = None
         self._transfer: Any = None
-        self._version: WeightsVersion | None = None
-        self._latest: tuple[WeightsVersion, int] | None = None
+        self._latest: tuple[WeightsVersion, int] | None = None  # with the run's agent steps
+        self._taken: tuple[WeightsVersion, int] | None = None
 
     def replace(self, store: Any) -> None:
         """Ask `store` from now on; any thread may call this."""
@@ -72,15 +74,15 @@ class WeightsPoller:
         if self._transfer is not None and _is_here(self._transfer):
             assert self._latest is not None
             buffer = ray.get(self._transfer, timeout=_ANSWER_S)
-            self._version, agent_steps = self._latest
-            self._transfer = None
-            return Weights(self._version, buffer, agent_steps)
+            self._taken, self._transfer = self._latest, None
+            version, agent_steps = self._taken
+            return Weights(version, buffer, agent_steps)
         if self._question is not None and _is_here(self._question):
             latest = ray.get(self._question, timeout=_ANSWER_S)
             self._question = None
-            if latest.version is not None and latest.version != self._version:
-                self._latest = (latest.version, latest.agent_steps)
-                self._transfer = latest.buffer[0]
+            newest = (latest.version, latest.agent_steps)
+            if latest.version is not None and newest != self._taken:
+                self._latest, self._transfer = newest, latest.buffer[0]
         return None
 
 

@@ -98,6 +98,7 @@ class LearnerLoop:
         self._clock = clock
         self._published_s = -math.inf
         self._published_step = -1
+        self._published_agent_steps = -1
         self._unsent: _Unsent | None = None
         self._sums = torch.zeros(3, device=learner.device)  # td_loss, q_mean, grad_norm
         self._steps_since_report = 0
@@ -130,9 +131,15 @@ class LearnerLoop:
           FloatingPointError: as `weights`; nothing was sent.
         """
         with self._timer.phase("publish"):
-            self._send_weights(Weights(self.version, self.weights(), self._agent_steps()))
+            agent_steps = self._agent_steps()
+            self._send_weights(Weights(self.version, self.weights(), agent_steps))
         self._published_s = self._clock()
+        self._published_agent_steps = agent_steps
         self._published_step = self._learner.learner_step
+
+    def _publish_if(self, due: bool) -> None:
+        if due and self._clock() - self._published_s >= _LEAST_PUBLISH_S:
+            self.publish()
 
     def weights(self) -> NDArray[np.uint8]:
         """Return uint8[P], as `flatten_state`: the one door by which weights leave the learner.
@@ -150,12 +157,17 @@ class LearnerLoop:
     def run_step(self, timeout_s: float) -> bool:
         """Take one learner step; return False if no batch came in time.
 
+        While none comes, as replay fills, weights are published again with the agent steps that
+        the run has come to: the actors' exploration may follow these, and they come no other way.
+
         Raises:
           FloatingPointError: as `flush_priorities` and `publish`.
         """
         with self._timer.phase("wait"):
             fetched = self._fetcher.get(timeout_s)
         if fetched is None:
+            if self._learner.learner_step == self._published_step:
+                self._publish_if(self._agent_steps() != self._published_agent_steps)
             return False
         ids, batch = fetched
         with self._timer.phase("step"):
@@ -167,9 +179,7 @@ class LearnerLoop:
         self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
         self._steps_since_report += 1
         self._samples += len(ids)
-        due = self._learner.learner_step - self._published_step >= self._publish_period
-        if due and self._clock() - self._published_s >= _LEAST_PUBLISH_S:
-            self.publish()
+        self._publish_if(self._learner.learner_step - self._published_step >= self._publish_period)
         return True
 
     def flush_priorities(self) -> None:

@@ -188,6 +188,36 @@ def test_weights_are_published_at_most_once_a_second() -> None:
     assert [weights.version.learner_step for weights in bench.weights] == [0, 8, 16]
 
 
+def test_while_replay_fills_agent_steps_go_out_once_a_second() -> None:
+    """With the weights, which stay as they are: exploration by agent steps would stand still."""
+    bench = Bench(batches=0)
+    bench.loop.publish()
+    for _ in range(8):
+        bench.clock.now_s += 0.25
+        bench.agent_steps += 10
+        assert not bench.loop.run_step(0.5)
+    assert [weights.agent_steps for weights in bench.weights] == [0, 40, 80]
+    assert {weights.version for weights in bench.weights} == {WeightsVersion(0, 0)}
+
+
+def test_nothing_goes_out_while_nothing_is_learned_or_played() -> None:
+    bench = Bench(batches=0)
+    bench.loop.publish()
+    bench.clock.now_s += 5.0
+    assert not bench.loop.run_step(0.5)
+    assert len(bench.weights) == 1
+
+
+def test_weights_that_are_not_due_do_not_go_out_for_want_of_a_batch() -> None:
+    bench = Bench(batches=2, period=3)
+    bench.loop.publish()
+    bench.run(2, seconds_each=1.0)
+    bench.agent_steps += 10
+    bench.clock.now_s += 5.0
+    assert not bench.loop.run_step(0.5)
+    assert len(bench.weights) == 1
+
+
 def test_first_step_publishes_if_nobody_did() -> None:
     bench = Bench(period=1)
     bench.run(1)

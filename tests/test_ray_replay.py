@@ -315,6 +315,13 @@ def test_the_same_weights_do_not_come_twice(store: Any) -> None:
     assert next_weights(poller).version == WeightsVersion(0, 2)
 
 
+def test_the_same_weights_come_again_with_more_agent_steps(store: Any) -> None:
+    poller = WeightsPoller(store)
+    for agent_steps in (100, 200):
+        publish(store, weights(0, agent_steps))
+        assert next_weights(poller).agent_steps == agent_steps
+
+
 def test_weights_of_a_restarted_learner_are_newer_though_their_step_is_lower(store: Any) -> None:
     poller = WeightsPoller(store)
     publish(store, weights(50))

@@ -19,6 +19,7 @@ from shard_contract import START
 import launch
 from actors.assembly import make_actor_loop
 from actors.environments import resolve
+from actors.policy import EpsilonGreedyPolicy
 from actors.worker import ActorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
@@ -211,6 +212,24 @@ def test_a_lost_life_reaches_what_is_learned() -> None:
     loop.set_version(WeightsVersion(0, 0))
     rewards = np.concatenate([segment.r_t for segment in loop.collect(300)])
     assert -1.0 in rewards
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_exploration_follows_agent_steps_while_replay_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acted = []
+    set_epsilons = EpsilonGreedyPolicy.set_epsilons
+
+    def record(policy: EpsilonGreedyPolicy, rates: np.ndarray) -> None:
+        acted.append(float(rates[0]))
+        set_epsilons(policy, rates)
+
+    monkeypatch.setattr(EpsilonGreedyPolicy, "set_epsilons", record)
+    filling = ("--replay.min-size", "500", "--total-frames", "300", "--evaluator.no-enabled")
+    assert run_serially("seed-cartpole", tmp_path / "run", *filling)["learner_steps"] == 0
+    assert acted[0] == 0.95
+    assert acted[-1] == pytest.approx(0.01 + 0.94 * math.exp(-300 / 500), abs=0.01)
 
 
 def test_the_schedule_of_epsilon_reaches_an_actor_of_ray() -> None:
