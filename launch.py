@@ -44,6 +44,7 @@ from common.config import Config
 from common.config_file import load_file
 from common.console import Console
 from common.crew import Roles, RunEnded, cause_of
+from common.curves import last_returns
 from common.hparams import hparams_summary
 from common.networks import load_flat_state
 from common.plan import Plan, machine_problems, network_problems
@@ -167,16 +168,15 @@ def train(arguments: Sequence[str]) -> int:
     finally:
         progress = reporter.progress
         before = plan.folder.read_json("result.json")  # of the start before, in a resumed run
+        score = _number(progress.last_eval_score)
         result = {
             "frames": progress.frames,
             "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
             "seconds": round(before.get("seconds", 0.0) + time.monotonic() - started_s, 1),
             "learner_steps": progress.learner_steps,
-            "last_train_return": _number(
-                progress.last_train_return, before.get("last_train_return")
-            ),
-            "last_eval_score": _number(progress.last_eval_score, before.get("last_eval_score")),
+            "last_train_return": _number(progress.last_train_return),
+            "last_eval_score": before.get("last_eval_score") if score is None else score,
             "end_reason": reason,
         }
         try:
@@ -230,13 +230,15 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             folder = RunFolder.for_new_run(command.run_dir or default)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
         problems += str(error).splitlines()
-    counters = start.counters
+    counters, returns = start.counters, []
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
             problems.append(
                 f"--total-frames {config.total_frames}: must be > {frames}, played already"
             )
+        if start.checkpoint:
+            returns = last_returns(folder.path, frames)
     if config.total_episodes is not None and counters["episodes"] >= config.total_episodes:
         problems.append(
             f"--total-episodes {config.total_episodes}: must be > {counters['episodes']}, played "
@@ -255,6 +257,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         episodes_before=counters["episodes"],
         learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
+        returns_before=returns,
         incarnations=start.incarnations,
     )
 
@@ -280,6 +283,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         learner_steps_before=plan.learner_steps_before,
         agent_steps_before=plan.agent_steps_before,
         episodes_before=plan.episodes_before,
+        returns_before=plan.returns_before,
         mean_epsilon=mean_epsilon,
         console=console,
         events=events,
@@ -480,8 +484,8 @@ def presets() -> int:
     return 0
 
 
-def _number(value: float, otherwise: float | None) -> float | None:
-    return round(value, 4) if math.isfinite(value) else otherwise
+def _number(value: float) -> float | None:
+    return round(value, 4) if math.isfinite(value) else None
 
 
 if __name__ == "__main__":

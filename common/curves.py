@@ -29,7 +29,14 @@ from common.tags import (
     REPLAY_SAMPLES_PER_INSERT,
     TRAIN_EPISODE_RETURN,
 )
-from common.tensorboard import Series, Session, event_files, read_events, running_seconds
+from common.tensorboard import (
+    Series,
+    Session,
+    event_files,
+    read_events,
+    read_scalars,
+    running_seconds,
+)
 
 Kind = Literal["games", "evaluation", "noisy", "plain"]
 KINDS: Mapping[str, Kind] = {
@@ -190,6 +197,15 @@ def _curve(
             average_returns(values, average) if kind == "games" else moving_average(values, window)
         ),
     )
+
+
+def last_returns(run_dir: Path, frames: int) -> list[float]:
+    """Return the raw returns of a run's last RETURN_GAMES training games up to `frames`."""
+    series = read_scalars(run_dir).get(TRAIN_EPISODE_RETURN)
+    if series is None:
+        return []
+    played = series.values[series.frames <= frames].tolist()
+    return [float(episode_return) for episode_return in played[-RETURN_GAMES:]]
 
 
 def is_average(average: float) -> bool:

@@ -22,20 +22,28 @@ class ReturnGoal:
         if goal.reached: ...        # what reached it, for result.json
 
     The mean of the training games counts once it is one of RETURN_GAMES games: the first few would
-    reach a goal by luck. A resumed run counts its games anew.
+    reach a goal by luck.
     """
 
-    def __init__(self, *, at_least: float | None, of: Literal["train", "eval", "either"]) -> None:
-        """Hear of nothing yet.
+    def __init__(
+        self,
+        *,
+        at_least: float | None,
+        of: Literal["train", "eval", "either"],
+        before: Iterable[float],
+    ) -> None:
+        """Hear of what was before.
 
         Args:
           at_least: raw return that is enough; None: none is.
           of: whose: the mean of the last RETURN_GAMES training games, the mean of one evaluation,
             or either.
+          before: raw returns of the last training games before a resumption, in their order; they
+            count as any, but that none of them reaches the goal.
         """
         self._at_least = at_least
         self._of = of
-        self._games: deque[float] = deque(maxlen=RETURN_GAMES)
+        self._games: deque[float] = deque(before, maxlen=RETURN_GAMES)
         self._reached = ""
 
     @property

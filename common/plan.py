@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from common.config import Config
@@ -33,6 +33,7 @@ class Plan:
       episodes_before: training games that ended before it.
       learner_steps_before: gradient updates done before it.
       samples_before: transitions trained on before it.
+      returns_before: raw returns of the last training games before it (see common.goal).
       incarnations: of each process, by "role/index", the number that is next to give.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     episodes_before: int
     learner_steps_before: int
     samples_before: int
+    returns_before: Sequence[float]
     incarnations: Mapping[str, int]
 
     @property

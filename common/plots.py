@@ -315,18 +315,18 @@ def _draw_human(axes: Axes, runs: Sequence[RunCurves]) -> None:
     low, high = axes.get_ylim()
     height = high - low
     for score in sorted({run.human_score for run in runs if run.human_score is not None}):
-        said = f"human {score:,.1f}"
+        said, where, offset = f"human {score:,.1f}", axes.get_yaxis_transform(), 3
+        at = score
         if low - height <= score <= high + height:
             axes.axhline(score, color=_GREY, linestyle="--", linewidth=1.2)
-            at, offset, coordinates = (0.01, score), 3, ("axes fraction", "data")
         elif score > high:
-            said, at, offset, coordinates = f"{said}, far above", (0.01, 1.0), -12, "axes fraction"
+            said, where, at, offset = f"{said}, far above", axes.transAxes, 1.0, -12
         else:
-            said, at, offset, coordinates = f"{said}, far below", (0.01, 0.0), 3, "axes fraction"
+            said, where, at = f"{said}, far below", axes.transAxes, 0.0
         axes.annotate(
             said,
-            at,
-            xycoords=coordinates,
+            (0.01, at),
+            xycoords=where,
             xytext=(0, offset),
             textcoords="offset points",
             color=_GREY,

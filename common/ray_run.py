@@ -106,7 +106,9 @@ class RayRun:
             newest=plan.resume_from,
         )
         self._goal = ReturnGoal(
-            at_least=plan.config.stop_at_return, of=plan.config.stop_at_return_of
+            at_least=plan.config.stop_at_return,
+            of=plan.config.stop_at_return_of,
+            before=plan.returns_before,
         )
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
         self._started_s = time.monotonic()

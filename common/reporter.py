@@ -88,6 +88,7 @@ class Reporter:
         learner_steps_before: int,
         agent_steps_before: int,
         episodes_before: int,
+        returns_before: Sequence[float],
         mean_epsilon: Callable[[int], float],
         console: Console,
         events: EventWriter,
@@ -105,6 +106,7 @@ class Reporter:
           learner_steps_before: gradient updates done before this start of the run.
           agent_steps_before: agent steps accepted before this start of the run.
           episodes_before: training games that ended before this start of the run.
+          returns_before: raw returns of the last of them.
           mean_epsilon: mean exploration rate over all environments at an agent step.
           console: where to show the status.
           events: where to write scalars.
@@ -131,7 +133,7 @@ class Reporter:
         self._restarts: Mapping[str, int] = {}
         self._samples = samples_before  # the newest learner's
         self._samples_since = 0  # by every learner since the start
-        self._returns: deque[float] = deque(maxlen=RETURN_GAMES)
+        self._returns: deque[float] = deque(returns_before, maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
         self._lags: list[float] = []

@@ -146,7 +146,11 @@ class SerialRun:
         self._reporter = reporter
         self._note = note
         self._interrupts = interrupts
-        self._goal = ReturnGoal(at_least=config.stop_at_return, of=config.stop_at_return_of)
+        self._goal = ReturnGoal(
+            at_least=config.stop_at_return,
+            of=config.stop_at_return_of,
+            before=plan.returns_before,
+        )
         # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
         self._most_steps = 1 if config.samples_per_insert is None else sys.maxsize
         self._report_due = _every(_REPORT_MINUTES)

@@ -444,5 +444,6 @@ def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
         episodes_before=0,
         learner_steps_before=0,
         samples_before=0,
+        returns_before=(),
         incarnations={},
     )

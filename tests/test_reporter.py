@@ -146,6 +146,7 @@ class Stage:
             "learner_steps_before": 0,
             "agent_steps_before": 0,
             "episodes_before": 0,
+            "returns_before": (),
             "mean_epsilon": lambda agent_steps: agent_steps / 1e6,
             "console": self.console,
             "events": events,

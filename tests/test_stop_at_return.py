@@ -66,6 +66,22 @@ def test_serial_run_ends_when_an_evaluation_averages_the_goal(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_resumed_run_counts_the_games_of_the_sitting_before(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    goal = ("--stop-at-return", "9", "--stop-at-return-of", "train", "--serial")  # any game's
+    sitting = ("--evaluator.no-enabled", "--total-episodes")
+    assert driver.main([*QUICK, *goal, *sitting, "60", "--run-dir", str(run)]) == 0
+    first = result_of(run)
+    assert (first["end_reason"], first["episodes"]) == ("done", 60)
+    assert driver.main(["--resume", str(run), "--serial", "--total-episodes", "150"]) == 0
+    result = result_of(run)
+    assert result["end_reason"].startswith("train return ")
+    assert 100 <= result["episodes"] < 110
+    _, returns, _ = read_scalars(run)["train/episode_return"]
+    assert result["last_train_return"] == pytest.approx(returns[-100:].mean(), abs=1e-3)
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
 def test_run_whose_goal_is_out_of_reach_is_done_with_its_frames(tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--stop-at-return", "501", "--total-frames", "3000", "--serial")
