@@ -300,7 +300,8 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
     )
-    if command.address is None and resolve_device(config.learner.device).type == "cpu":
+    device = config.learner.device
+    if command.address is None and device == "auto" and resolve_device(device).type == "cpu":
         hint = (
             "" if config.preset != "apex" else "; --preset pong-fast suits a machine without a GPU"
         )
@@ -353,7 +354,7 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     published: list[Weights] = []
 
     def fetch() -> Batch | None:
-        sampler.learner_step = learner.learner_step
+        sampler.version = loop.version
         return sampler.fetch()
 
     def agent_steps() -> int:

@@ -60,7 +60,8 @@ class ActorLoop:
           first_priority: |TD error| of finished rows; None where replay is uniform.
           actor: index of this actor in the run.
           incarnation: how many times it was started before.
-          ladder_positions: [E], where each environment stands on the epsilon ladder, in [0, 1).
+          ladder_positions: [E], where each environment stands on the epsilon ladder, in [0, 1);
+            NaN where there is none.
         """
         spec = environments.spec.observation
         self._environments = environments

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from actors.actor_loop import ActorLoop
@@ -40,6 +42,8 @@ def make_actor_loop(
         epsilons=epsilons(config, actor, agent_steps=0),
         rng=np.random.default_rng(derive_seed(seed, "policy", actor)),
     )
+    has_ladder = config.actor.epsilon_schedule == "ladder"
+    positions = ladder_positions(config.actor.count, config.actor.envs, actor).tolist()
     return ActorLoop(
         environments=environments,
         policy=policy,
@@ -52,7 +56,7 @@ def make_actor_loop(
         first_priority=first_priority if config.replay.priority_exponent > 0 else None,
         actor=actor,
         incarnation=incarnation,
-        ladder_positions=ladder_positions(config.actor.count, config.actor.envs, actor).tolist(),
+        ladder_positions=positions if has_ladder else [math.nan] * config.actor.envs,
     )
 
 

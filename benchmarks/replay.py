@@ -62,7 +62,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
     shard = RayShard(server, 0)
-    ray.get(server.counts.remote(RunCounts(0, 0, 0)))
+    ray.get(server.counts.remote(RunCounts(0, 0, None)))
     process_id = ray.get(server.__ray_call__.remote(lambda _: os.getpid()))
     empty_bytes = _own_bytes(process_id)
     inserted_per_s = insert(shard, segments)

@@ -285,12 +285,12 @@ class Reporter:
         now_frames = self.progress.frames
         first = max(since_frames + 1, now_frames - len(episodes) + 1)
         for frames, game in enumerate(episodes, start=first):
-            quartile = episode_return_quartile_tag(game.ladder_position)
             scalars = {
                 TRAIN_EPISODE_RETURN: game.episode_return,
-                quartile: game.episode_return,
                 "train/episode_agent_steps": float(game.agent_steps),
             }
+            if math.isfinite(game.ladder_position):
+                scalars[episode_return_quartile_tag(game.ladder_position)] = game.episode_return
             self._events.scalars(scalars, frames)
 
     def _write_scalars(self) -> None:

@@ -50,7 +50,7 @@ class ReplayReport(NamedTuple):
       refused_segments: segments that were corrupt and not inserted, ever.
       ended_episodes: games whose records came into this incarnation.
       policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
-        acting version's; NaN when there were none.
+        acting version's, where that is the living learner's; NaN when there were none.
       actors: (index, incarnation) of the actors whose segments came since the last report.
       episodes: games that ended since the last report.
       actor_phases: wall time of all actors by phase since the last report.

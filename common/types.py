@@ -184,7 +184,7 @@ class EpisodeRecord(NamedTuple):
       agent_steps: its length.
       epsilon: exploration rate of the environment that played it, when it ended.
       ladder_position: float in [0, 1), where that environment stands on the ladder; quartiles are
-        cut from it.
+        cut from it. NaN where all explore alike, by a schedule.
     """
 
     episode_return: float
@@ -240,12 +240,12 @@ class RunCounts(NamedTuple):
     Fields:
       samples: transitions sampled over all shards.
       inserts_elsewhere: transitions inserted into the other shards, as they last said.
-      learner_step: gradient updates done.
+      version: of the learner's weights as they are now; None before it told.
     """
 
     samples: int
     inserts_elsewhere: int
-    learner_step: int
+    version: WeightsVersion | None
 
 
 class ShardCounts(NamedTuple):

@@ -16,7 +16,7 @@ from common.plan import Plan
 from common.reports import LearnerReport
 from common.saver import Saver
 from common.source import expect_source
-from common.types import Weights
+from common.types import Weights, WeightsVersion
 from learner.assembly import (
     checkpoint_payload,
     load_checkpoint,
@@ -93,7 +93,7 @@ class LearnerProcess:
         self._updater = PriorityUpdater(
             shards=self._shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
         )
-        self._sampler.learner_step = self._learner.learner_step
+        self._sampler.version = WeightsVersion(incarnation, self._learner.learner_step)
         if incarnation > 0:
             self._sampler.catch_up(_CATCH_UP_S)
         self._prefetcher = Prefetcher(
@@ -142,7 +142,7 @@ class LearnerProcess:
             while not self._stop.is_set():
                 self._heartbeat.beat()
                 self._loop.run_step(timeout_s=0.2)
-                self._sampler.learner_step = self._learner.learner_step
+                self._sampler.version = self._loop.version
                 now_s = time.monotonic()
                 if now_s - reported_s >= _REPORT_S:
                     self._take_report()

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.shard_totals import ShardTotals
-from common.types import Batch, RunCounts, SampleReply, ShardCounts
+from common.types import Batch, RunCounts, SampleReply, ShardCounts, WeightsVersion
 from replay.decoding import Decoder
 from replay.handles import Pending, ShardHandle, ShardLost
 from replay.rate_limiter import RateLimiter
@@ -161,8 +161,8 @@ class ReplaySampler:
         self._drawn: deque[list[SampleReply]] = deque()  # one list for each batch
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
         self._samples = 0
-        self.learner_step = 0
-        """Gradient updates done; rides on requests so that shards can tell the policy lag."""
+        self.version: WeightsVersion | None = None
+        """Of the learner's weights now; rides on requests: shards tell the policy lag by it."""
 
     @property
     def samples(self) -> int:
@@ -357,7 +357,7 @@ class ReplaySampler:
         return RunCounts(
             samples=0 if is_lost else self._samples,
             inserts_elsewhere=self.inserts - self._counts[shard].inserts,
-            learner_step=self.learner_step,
+            version=self.version,
         )
 
     def _batch(self, replies: list[SampleReply]) -> Batch:

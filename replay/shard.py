@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from common.metrics import PhaseTimer, merge
 from common.packing import PackingError, segment_fingerprint
 from common.reports import NEVER_SAVED, ReplayReport
@@ -55,7 +58,7 @@ class ReplayShard:
         self._shards = shards
         self._observation = observation
         self._line = WaitingLine()
-        self._run = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
+        self._run = RunCounts(samples=0, inserts_elsewhere=0, version=None)
         self._samples = 0
         self._stale = 0
         self._duplicates = 0
@@ -122,8 +125,7 @@ class ReplayShard:
                 else:
                     inserted += 1
                     self._actors.add((added.name.actor, added.name.incarnation))
-                    step = float(added.weights_version[:, 1].mean())
-                    self._lags.append(self._run.learner_step - step)
+                    self._lags += self._lag_of(added.weights_version)
             # A retry of a push that was stored brings its records again.
             if inserted or not duplicates:
                 self._episodes.extend(push.episodes)
@@ -260,6 +262,21 @@ class ReplayShard:
             return True
         self._line.wait(key, push.transitions)
         return False
+
+    def _lag_of(self, versions: NDArray[np.int64]) -> list[float]:
+        """Return [mean policy lag in learner steps], [] where no weights of this learner acted.
+
+        A learner that came back from a checkpoint counts again from there: its steps and those of
+        the one before say nothing of each other.
+
+        Args:
+          versions: int64[T, 2], WeightsVersion of each transition.
+        """
+        if self._run.version is None:
+            return []
+        incarnation, step = versions.T
+        of_now = step[incarnation == self._run.version.incarnation]
+        return [self._run.version.learner_step - float(of_now.mean())] if len(of_now) else []
 
     def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
         accepted_before, episodes_before = self._before

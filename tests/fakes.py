@@ -38,7 +38,7 @@ from replay.storage import SegmentStorage
 SPEC = ObservationSpec(frame_shape=(2, 3), dtype="uint8", stack=4)
 NO_LIMIT = RateLimiter(min_size=1, samples_per_insert=None, band=1.0)
 NO_PHASES = PhaseSeconds(())
-NOTHING_RUN = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
+NOTHING_RUN = RunCounts(samples=0, inserts_elsewhere=0, version=None)
 
 
 class FakeClock:

@@ -36,7 +36,7 @@ CONFIG = Config(
     ),
     learner=LearnerConfig(batch_size=10),
 )
-START = RunCounts(samples=0, inserts_elsewhere=0, learner_step=0)
+START = RunCounts(samples=0, inserts_elsewhere=0, version=None)
 PATIENCE_S = 60.0
 
 

@@ -190,7 +190,7 @@ def test_shard_at_capacity_keeps_its_bounds_and_every_frame_of_what_lives(
         assert report.bytes <= max_bytes
         assert report.inserts == len(pushed) == report.transitions + report.evicted
         shard._replay.check_valid()
-        (reply,) = shard.sample((32,), RunCounts(0, 0, 0))
+        (reply,) = shard.sample((32,), RunCounts(0, 0, None))
         assert reply.ids.min() >= report.evicted
         s_tm1, s_t = decoder.decode(reply)
         for i, number in enumerate(reply.ids.tolist()):

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from oracles import NaiveReplay, naive_stacks
 from shard_contract import CONFIG, ENVIRONMENT, with_shards
 
-from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment
+from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment, WeightsVersion
 from replay.assembly import make_sampler as make_sampler_from
 from replay.decoding import Decoder
 from replay.handles import LocalShard, ShardHandle
@@ -556,8 +556,8 @@ def test_requests_tell_each_shard_of_the_run() -> None:
     wires = [LateShard(core) for core in filled([[1.0] * 8, [1.0] * 16])]
     sampler = make_sampler(wires, batch_size=12)
     assert sampler.fetch() is None
-    sampler.learner_step = 5
-    assert [wire.calls[0] for wire in wires] == [("counts", ((0, 0, 0),))] * 2
+    sampler.version = now = WeightsVersion(0, 5)
+    assert [wire.calls[0] for wire in wires] == [("counts", ((0, 0, None),))] * 2
     for wire in wires:
         wire.deliver_all()
     sampler.fetch()  # takes the counts in
@@ -565,8 +565,8 @@ def test_requests_tell_each_shard_of_the_run() -> None:
     samples = [[call[1] for call in wire.calls if call[0] == "sample"] for wire in wires]
     # A third of the mass each shard: 4 and 8 rows, the second batch asked for ahead.
     assert samples == [
-        [((4,), (12, 16, 5)), ((4,), (24, 16, 5))],
-        [((8,), (12, 8, 5)), ((8,), (24, 8, 5))],
+        [((4,), (12, 16, now)), ((4,), (24, 16, now))],
+        [((8,), (12, 8, now)), ((8,), (24, 8, now))],
     ]
     assert sampler.samples == 24
 

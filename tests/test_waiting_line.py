@@ -90,7 +90,7 @@ def compete(sizes: list[int], seconds: float, window: int = 1) -> list[FakeActor
     while clock.now_s < seconds:
         clock.now_s += tick_s
         samples = min(samples + 600.0 * tick_s, shard.inserted + 160.0)
-        shard.counts(RunCounts(samples=int(samples), inserts_elsewhere=0, learner_step=0))
+        shard.counts(RunCounts(samples=int(samples), inserts_elsewhere=0, version=None))
         for actor in actors:
             actor.turn(tick_s)
     return actors

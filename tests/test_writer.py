@@ -306,7 +306,7 @@ def test_trap_every_segment_arrives_exactly_once_whatever_the_delays(
             clock.now_s += 0.03
             writer.has_room()
             samples = int(rng.integers(0, 200))
-            run = RunCounts(samples=samples, inserts_elsewhere=0, learner_step=0)
+            run = RunCounts(samples=samples, inserts_elsewhere=0, version=None)
             cores[int(rng.integers(shards))].counts(run)
     assert sum(core.inserted for core in cores) == pushed * 5
     assert sum(core.report().duplicate_segments for core in cores) == 0
