@@ -126,6 +126,10 @@ class ActorLoop:
         """Book the time inside the `with` block as waiting: for replay, or for its turn."""
         return self._timer.phase("wait")
 
+    def pushing(self) -> AbstractContextManager[None]:
+        """Book the time inside the `with` block as pushing: sealing segments and sending them."""
+        return self._timer.phase("push")
+
     def drain_phases(self) -> PhaseSeconds:
         """Return the wall time by phase since the last call."""
         return self._timer.drain()

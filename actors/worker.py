@@ -133,7 +133,9 @@ class ActorProcess:
             self._heartbeat.beat()
             segments = self._loop.collect(1)
             if segments:
-                self._writer.push(segments, self._loop.drain_episodes(), self._loop.drain_phases())
+                with self._loop.pushing():
+                    games, phases = self._loop.drain_episodes(), self._loop.drain_phases()
+                    self._writer.push(segments, games, phases)
             # Also without a new push: one that was refused keeps its turn by being offered again.
             with self._loop.waiting():
                 while not self._stop.is_set() and not self._writer.has_room():

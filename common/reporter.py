@@ -332,7 +332,7 @@ class Reporter:
             scalars[save_held_tag(role)] = max((s.held_s for s in ended), default=math.nan)
             scalars[save_tag(role)] = max((s.seconds for s in ended), default=math.nan)
         for role, phases in role_shares.items():
-            # A shard is idle between calls, outside all phases; the others always are in one.
+            # A shard is idle between calls, outside all phases; the others hardly ever are.
             all_s = len(shards) * wall_s if role == "replay" else None
             for phase, share in shares(phases, all_s).items():
                 scalars[phase_share_tag(role, phase)] = share

@@ -247,10 +247,10 @@ def test_episode_says_the_epsilon_that_held_when_it_ended() -> None:
 def test_phases_name_where_the_time_went_and_start_again() -> None:
     loop, _, _ = make_loop(random_script(0, 9))
     loop.collect(3)
-    with loop.waiting():
+    with loop.waiting(), loop.pushing():
         pass
     phases = dict(loop.drain_phases().phases)
-    assert set(phases) == {"inference", "accumulate", "pack", "environment", "wait"}
+    assert set(phases) == {"inference", "accumulate", "pack", "environment", "wait", "push"}
     assert all(seconds >= 0 for seconds in phases.values())
     assert loop.drain_phases().phases == ()
 

@@ -55,7 +55,7 @@ def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_pl
     assert result["learner_steps"] > 0
     assert result["last_train_return"] > 0
     assert result["last_eval_score"] > 0
-    expect_tags(run, DESIGN_TAGS)
+    expect_tags(run, DESIGN_TAGS | {"time/actor_push_share"})
     newest = CheckpointFolder(run / "checkpoints", 1).newest()
     assert newest is not None
     assert load(newest)["counters"]["learner_step"] == result["learner_steps"]
