@@ -315,19 +315,19 @@ def _draw_human(axes: Axes, runs: Sequence[RunCurves]) -> None:
     low, high = axes.get_ylim()
     height = high - low
     for score in sorted({run.human_score for run in runs if run.human_score is not None}):
-        said, where, offset = f"human {score:,.1f}", axes.get_yaxis_transform(), 3
-        at = score
+        said, where, at = f"human {score:,.1f}", axes.get_yaxis_transform(), score
         if low - height <= score <= high + height:
             axes.axhline(score, color=_GREY, linestyle="--", linewidth=1.2)
         elif score > high:
-            said, where, at, offset = f"{said}, far above", axes.transAxes, 1.0, -12
+            said, where, at = f"{said}, far above", axes.transAxes, 1.0
         else:
             said, where, at = f"{said}, far below", axes.transAxes, 0.0
+        is_at_the_top = score > axes.get_ylim()[1] - 0.1 * height  # no room above for a word
         axes.annotate(
             said,
             (0.01, at),
             xycoords=where,
-            xytext=(0, offset),
+            xytext=(0, -12 if is_at_the_top else 3),
             textcoords="offset points",
             color=_GREY,
         )

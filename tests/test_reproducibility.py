@@ -343,10 +343,11 @@ def test_serial_run_is_the_one_that_was_recorded(events: Events, tmp_path: Path)
 
     It fails when anything from the seeds to the optimiser behaves otherwise than before, but for
     greedy choice, first priorities and prioritised sampling, where floats do decide: the tests
-    above hold them to repeat themselves, others to their formulas. If that was meant (or a new release of numpy draws, of ale-py plays, or of torch initialises otherwise),
-    copy the file that the failure names over the snapshot, and say in the commit why earlier runs
-    cannot be repeated any more. If only movements are off, by little, on a machine of another kind,
-    raise MOVEMENT_TOLERANCE and name that machine beside it.
+    above hold them to repeat themselves, others to their formulas. If that was meant (or a new
+    release of numpy draws, of ale-py plays, or of torch initialises otherwise), copy the file that
+    the failure names over the snapshot, and say in the commit why earlier runs cannot be repeated
+    any more. If only movements are off, by little, on a machine of another kind, raise
+    MOVEMENT_TOLERANCE and name that machine beside it.
     """
     actual = run_fixed(events, tmp_path, FIXED.seed)
     new = tmp_path / SNAPSHOT.name
