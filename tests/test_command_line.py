@@ -559,7 +559,7 @@ def test_eval_refuses_impossible_values_all_at_once(ours: Callable[..., list[str
     assert ours(*line.split(), by=parse_eval) == [
         "--episodes 0: must be >= 1",
         "--epsilon nan: must be from 0 to 1",
-        "--seed -1: must be >= 0",
+        "--seed -1: must be from 0 to 2,000,000,000",
     ]
 
 

@@ -203,12 +203,12 @@ def test_lost_shard_is_told_of_no_samples_until_it_answered(clock: FakeClock) ->
     core._limiter = LIMITER
     clock.now_s += 0.5
     sampler.refresh(0.0)
-    assert wires[1].calls[-1] == ("counts", ((0, 40, 0),))
+    assert wires[1].calls[-1] == ("counts", ((0, 40, None),))
     wires[1].deliver_all()
     # (40 + 8 - 10) * 4 is more than the band: the follower cannot know what is due of that.
     assert not core.add(make_push(make_segment(actor=9, transitions=8))).accepted
     hear(sampler, wires)
-    assert wires[1].calls[-1] == ("counts", ((sampler.samples, 40, 0),))
+    assert wires[1].calls[-1] == ("counts", ((sampler.samples, 40, None),))
     assert core.add(make_push(make_segment(actor=9, transitions=8))).accepted
 
 
