@@ -143,7 +143,7 @@ def test_seed_cartpole_begins_to_balance(tmp_path: Path) -> None:
 def test_seed_cartpole_reaches_200_by_about_game_100_and_tests_at_178_to_200(
     tmp_path: Path,
 ) -> None:
-    """The first game of 200 came at 91 with seed 1 and at 60 with seed 2."""
+    """The first game of 200 came at 80 with seed 1 and at 61 with seed 2."""
     first = []
     for seed in (1, 2):
         run = tmp_path / f"run{seed}"
@@ -156,8 +156,7 @@ def test_seed_cartpole_reaches_200_by_about_game_100_and_tests_at_178_to_200(
         assert 178 <= int(tests[0][0]) <= result["last_eval_score"] <= int(tests[0][1]) <= 200
         assert (returns == 200).any()
         first.append(1 + int(np.argmax(returns == 200)))
-    assert max(first) <= 110
-    assert np.mean(first) <= 100
+    assert max(first) <= 100
 
 
 @pytest.mark.usefixtures("torch_is_left_as_it_was")
