@@ -204,8 +204,8 @@ def last_returns(run_dir: Path, frames: int) -> list[float]:
     series = read_scalars(run_dir).get(TRAIN_EPISODE_RETURN)
     if series is None:
         return []
-    played = series.values[series.frames <= frames].tolist()
-    return [float(episode_return) for episode_return in played[-RETURN_GAMES:]]
+    played = series.values[series.frames <= frames]
+    return list(map(float, played[-RETURN_GAMES:]))
 
 
 def is_average(average: float) -> bool:
