@@ -276,6 +276,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
     return Reporter(
         spec=plan.spec,
         total_frames=config.total_frames,
+        total_episodes=config.total_episodes,
         num_shards=config.replay.shards,
         capacity=config.replay.capacity,
         min_size=config.replay.min_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -44,7 +45,7 @@ class EvaluationGames(NamedTuple):
 class EvaluationLoop:
     """Plays whole games without learning from them.
 
-    Whoever owns it may load new weights into the network between calls of `play`. Not thread-safe.
+    Whoever owns it may load new weights into the network between calls. Not thread-safe.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class EvaluationLoop:
           rng: source of exploration.
         """
         self._environments = environments
+        self._epsilon = epsilon
         self._policy = EpsilonGreedyPolicy(
             network=network, epsilons=np.full(environments.num_envs, epsilon), rng=rng
         )
@@ -104,6 +106,45 @@ class EvaluationLoop:
             game[timesteps.game_over] += num_envs
         return EvaluationGames(returns, lengths)
 
+    def evaluate(
+        self, weights: Weights, episodes: int, should_stop: Callable[[], bool]
+    ) -> EvaluationResult | None:
+        """Play exactly `episodes` whole games with `weights`, which stay; as `play` otherwise."""
+        load_flat_state(self._policy.network, weights.buffer)
+        started_s = time.monotonic()
+        games = self.play(episodes, should_stop)
+        if games is None:
+            return None
+        return EvaluationResult(
+            version=weights.version,
+            agent_steps=weights.agent_steps,
+            returns=games.returns,
+            lengths_agent_steps=games.lengths_agent_steps,
+            epsilon=self._epsilon,
+            seconds=time.monotonic() - started_s,
+        )
+
+    def close(self) -> None:
+        """Close the environments."""
+        self._environments.close()
+
+
+def make_evaluation(config: Config, spec: EnvironmentSpec, seed: int) -> EvaluationLoop:
+    """Return what plays a run's evaluations, with weights still to come.
+
+    Args:
+      config: settings of the run.
+      spec: its environment.
+      seed: of the games and of the exploration.
+    """
+    games_at_once = min(config.evaluator.episodes, MAX_EVALUATION_ENVS)
+    return EvaluationLoop(
+        environments=make_environments(config.env, games_at_once, seed, training=False),
+        network=build_network(config.agent, spec),
+        epsilon=config.evaluator.epsilon,
+        rng=np.random.default_rng(seed),
+    )
+
 
 def play(
     config: Config,
@@ -113,32 +154,8 @@ def play(
     should_stop: Callable[[], bool],
 ) -> EvaluationResult | None:
     """Evaluate `weights` in this process as the evaluator process does; None when told to stop."""
-    network = build_network(config.agent, spec)
-    load_flat_state(network, weights.buffer)
-    part = config.evaluator
-    environments = make_environments(
-        config.env, min(part.episodes, MAX_EVALUATION_ENVS), seed, training=False
-    )
-    try:
-        started_s = time.monotonic()
-        games = EvaluationLoop(
-            environments=environments,
-            network=network,
-            epsilon=part.epsilon,
-            rng=np.random.default_rng(seed),
-        ).play(part.episodes, should_stop)
-    finally:
-        environments.close()
-    if games is None:
-        return None
-    return EvaluationResult(
-        version=weights.version,
-        agent_steps=weights.agent_steps,
-        returns=games.returns,
-        lengths_agent_steps=games.lengths_agent_steps,
-        epsilon=part.epsilon,
-        seconds=time.monotonic() - started_s,
-    )
+    with closing(make_evaluation(config, spec, seed)) as evaluation:
+        return evaluation.evaluate(weights, config.evaluator.episodes, should_stop)
 
 
 def record_game(env: EnvConfig, network: nn.Module, epsilon: float, seed: int, path: Path) -> float:

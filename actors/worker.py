@@ -6,16 +6,14 @@ import threading
 import time
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 
 from actors.assembly import epsilons, make_actor_loop
-from actors.environments import make_environments
-from actors.evaluator import MAX_EVALUATION_ENVS, EvaluationLoop
+from actors.evaluator import make_evaluation
 from common.config import Config
 from common.heartbeat import Alive, Heartbeat
-from common.networks import build_network, load_flat_state
+from common.networks import load_flat_state
 from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.source import expect_source
@@ -120,8 +118,8 @@ class ActorProcess:
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
 
-    def run(self) -> int:
-        """Play until `stop`; return how many transitions replay accepted."""
+    def run(self) -> None:
+        """Play until `stop`."""
         # No sign of life yet: that an actor is back means that it plays.
         while not self._take_weights() and not self._stop.wait(_FIRST_WEIGHTS_POLL_S):
             self._poller.ask()
@@ -145,7 +143,6 @@ class ActorProcess:
             if step % vector_steps_per_poll == 0:
                 self._poller.ask()
             self._take_weights()
-        return self._writer.accepted_transitions
 
     @ray.method(concurrency_group="control")
     def stop(self) -> None:
@@ -192,15 +189,9 @@ class EvaluatorProcess:
         self._next_s = time.monotonic() + first_in_s
         torch.set_num_threads(1)
         self._config = config
-        self._network = build_network(config.agent, spec)
         self._store = store
-        seed = derive_seed(config.seed, "evaluator", incarnation)
-        games_at_once = min(config.evaluator.episodes, MAX_EVALUATION_ENVS)
-        self._evaluation = EvaluationLoop(
-            environments=make_environments(config.env, games_at_once, seed, training=False),
-            network=self._network,
-            epsilon=config.evaluator.epsilon,
-            rng=np.random.default_rng(seed),
+        self._evaluation = make_evaluation(
+            config, spec, derive_seed(config.seed, "evaluator", incarnation)
         )
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
@@ -220,7 +211,7 @@ class EvaluatorProcess:
             if weights is None:
                 self._next_s = time.monotonic() + min(period_s, _NEXT_STORE_S)
             elif not self._stop.is_set():
-                self._evaluate(weights, self._config.evaluator.episodes)
+                self._evaluate(weights)
             if finishing:
                 return
 
@@ -275,20 +266,12 @@ class EvaluatorProcess:
             return None
         return Weights(latest.version, buffer, latest.agent_steps)
 
-    def _evaluate(self, weights: Weights, episodes: int) -> None:
-        load_flat_state(self._network, weights.buffer)
-        started_s = time.monotonic()
-        games = self._evaluation.play(episodes, self._should_stop)
-        if games is None:
-            return
-        result = EvaluationResult(
-            version=weights.version,
-            agent_steps=weights.agent_steps,
-            returns=games.returns,
-            lengths_agent_steps=games.lengths_agent_steps,
-            epsilon=self._config.evaluator.epsilon,
-            seconds=time.monotonic() - started_s,
+    def _evaluate(self, weights: Weights) -> None:
+        result = self._evaluation.evaluate(
+            weights, self._config.evaluator.episodes, self._should_stop
         )
+        if result is None:
+            return
         with self._lock:
             self._results.append((result, weights))
 

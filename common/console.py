@@ -45,7 +45,9 @@ class RunStatus(NamedTuple):
     Fields:
       frames: emulator frames that replay has accepted.
       total_frames: where the run ends.
-      eta_s: seconds until then.
+      episodes: training games that ended.
+      total_episodes: where the run ends if that comes first; None: by frames alone.
+      eta_s: seconds until either.
       frames_per_s: emulator frames per second, lately.
       learner_steps_per_s: gradient updates per second, lately.
       train_return: mean raw return of the latest training games.
@@ -63,6 +65,8 @@ class RunStatus(NamedTuple):
 
     frames: int
     total_frames: int
+    episodes: int
+    total_episodes: int | None
     eta_s: float
     frames_per_s: float
     learner_steps_per_s: float
@@ -132,7 +136,7 @@ def status_line(status: RunStatus) -> str:
     return ", ".join(
         (
             f"{format_count(status.frames)}/{format_count(status.total_frames)} frames"
-            f" ({format_percent(_done(status))})",
+            f"{_games(status)} ({format_percent(_done(status))})",
             f"ETA {format_duration(status.eta_s)}",
             f"{format_count(status.frames_per_s)} frames/s",
             f"{format_count(status.learner_steps_per_s)} learner steps/s",
@@ -156,7 +160,7 @@ def status_block(status: RunStatus) -> RenderableType:
     progress.add_row(
         Text.assemble(
             (format_count(status.frames), "bold"),
-            f" of {format_count(status.total_frames)} frames",
+            f" of {format_count(status.total_frames)} frames{_games(status)}",
         ),
         ProgressBar(total=1.0, completed=_done(status)),
         format_percent(_done(status)),
@@ -201,7 +205,16 @@ def status_block(status: RunStatus) -> RenderableType:
 
 
 def _done(status: RunStatus) -> float:
-    return min(1.0, status.frames / max(1, status.total_frames))
+    shares = [status.frames / max(1, status.total_frames)]
+    if status.total_episodes is not None:
+        shares.append(status.episodes / max(1, status.total_episodes))
+    return min(1.0, max(shares))
+
+
+def _games(status: RunStatus) -> str:
+    if status.total_episodes is None:
+        return ""
+    return f", {status.episodes:,}/{status.total_episodes:,} games"
 
 
 def _evaluation(status: RunStatus) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import textwrap
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -165,15 +166,18 @@ def provenance(run: RunCurves) -> list[str]:
 
 
 def _resumptions(resumed: Sequence[Mapping[str, Any]], commit: object) -> str:
-    """Say how often a run was resumed, and at which commits other than its first."""
-    later = {start.get("git_commit"): start.get("git_changed") for start in resumed}
+    """Say how often a run was resumed, and how often at which commits other than its first."""
+    changed = {start.get("git_commit"): start.get("git_changed") for start in resumed}
     others = [
-        f"{other[:12]}{' with uncommitted changes' if changed else ''}"
-        for other, changed in later.items()
+        f"{_often(times)} at {other[:12]}{' with uncommitted changes' if changed[other] else ''}"
+        for other, times in Counter(start.get("git_commit") for start in resumed).items()
         if isinstance(other, str) and other != commit
     ]
-    often = "once" if len(resumed) == 1 else f"{len(resumed)} times"
-    return f"resumed {often}" + (f" at {' and '.join(others)}" if others else "")
+    return f"resumed {_often(len(resumed))}" + (f" ({', '.join(others)})" if others else "")
+
+
+def _often(times: int) -> str:
+    return "once" if times == 1 else f"{times} times"
 
 
 def _along(curve: Curve, x: XAxis) -> NDArray[np.float64]:

@@ -49,6 +49,7 @@ from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0
 _RATE_WINDOW_S = 60.0  # a serial run's turns may take as long
+_GAMES_WINDOW_S = 300.0  # so may a few games
 # A shard that is busy for so much of its time is what limits the run.
 _REPLAY_BUSY_SHARE = 0.8
 
@@ -81,6 +82,7 @@ class Reporter:
         *,
         spec: EnvironmentSpec,
         total_frames: int,
+        total_episodes: int | None,
         num_shards: int,
         capacity: int,
         min_size: int,
@@ -99,6 +101,7 @@ class Reporter:
         Args:
           spec: the run's environment.
           total_frames: where the run ends.
+          total_episodes: the games after which it ends if these come first; None: no such number.
           num_shards: replay shards of the run.
           capacity: transitions replay may hold.
           min_size: transitions that are inserted before learning starts.
@@ -114,6 +117,7 @@ class Reporter:
         """
         self._spec = spec
         self._total_frames = total_frames
+        self._total_episodes = total_episodes
         self._capacity = capacity
         self._min_size = min_size
         self._agent_steps_before = agent_steps_before
@@ -126,6 +130,7 @@ class Reporter:
         self._inserted, self._sampled, self._stepped = (
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
+        self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
         self._learner_step = learner_steps_before
         self._totals = ShardTotals(num_shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
@@ -187,6 +192,7 @@ class Reporter:
         for index, shard in shards.items():
             self._book_shard(index, shard)
         self._inserted.update_total(self._totals.accepted)
+        self._ended.update_total(self._totals.episodes)
         if learner is not None:
             self._book_learner(learner)
         self._complain()
@@ -195,13 +201,14 @@ class Reporter:
             self._write_scalars()
         progress = self.progress
         frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
-        left = max(self._total_frames - progress.frames, 0)
         score = self._eval_score
         self._console.update(
             RunStatus(
                 frames=progress.frames,
                 total_frames=self._total_frames,
-                eta_s=left / frames_per_s if frames_per_s > 0 else math.nan,
+                episodes=progress.episodes,
+                total_episodes=self._total_episodes,
+                eta_s=self._eta_s(frames_per_s),
                 frames_per_s=frames_per_s,
                 learner_steps_per_s=self._stepped.per_second(),
                 train_return=progress.last_train_return,
@@ -215,6 +222,14 @@ class Reporter:
                 elapsed_s=now_s - self._started_s,
             )
         )
+
+    def _eta_s(self, frames_per_s: float) -> float:
+        """Return the seconds until the run's frames or its games are played, NaN if none are."""
+        left_s = [_seconds_for(self._total_frames - self.progress.frames, frames_per_s)]
+        if self._total_episodes is not None:
+            left = self._total_episodes - self.progress.episodes
+            left_s.append(_seconds_for(left, self._ended.per_second()))
+        return min((seconds for seconds in left_s if math.isfinite(seconds)), default=math.nan)
 
     def evaluated(self, result: EvaluationResult) -> None:
         """Book one evaluation, at the frames of the weights that played."""
@@ -349,6 +364,10 @@ class Reporter:
 
 def _mean(values: Collection[float]) -> float:
     return float(np.mean(list(values))) if values else math.nan
+
+
+def _seconds_for(left: int, per_s: float) -> float:
+    return max(left, 0) / per_s if per_s > 0 else math.nan
 
 
 def _normalized(game: str, score: float) -> float:

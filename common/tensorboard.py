@@ -22,22 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped, unused-ignore]
 from numpy.typing import NDArray
-from tensorboard.compat.proto import (
-    event_pb2,
-    summary_pb2,
-    tensor_pb2,
-    tensor_shape_pb2,
-    types_pb2,
-)
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import (
-    masked_crc32c,
-)
-from tensorboard.plugins.text.plugin_data_pb2 import (
-    TextPluginData,
-)
-from tensorboard.summary.writer.record_writer import (
-    RecordWriter,
-)
+from tensorboard.compat.proto import event_pb2, summary_pb2
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from common.record_file import RecordFile
 
@@ -173,23 +160,6 @@ class EventWriter:
                     at.setdefault(self._free_frame(tag, frames), []).append(message)
             for step, messages in at.items():
                 self._write_summary(messages, step)
-
-    def text(self, tag: str, text: str, frames: int) -> None:
-        """Write a text (Markdown) that TensorBoard shows under its Text tab."""
-        with self._lock:
-            tensor = tensor_pb2.TensorProto(
-                dtype=types_pb2.DT_STRING,
-                string_val=[text.encode()],
-                tensor_shape=tensor_shape_pb2.TensorShapeProto(
-                    dim=[tensor_shape_pb2.TensorShapeProto.Dim(size=1)]
-                ),
-            )
-            plugin = summary_pb2.SummaryMetadata.PluginData(
-                plugin_name="text", content=TextPluginData(version=0).SerializeToString()
-            )
-            metadata = summary_pb2.SummaryMetadata(plugin_data=plugin)
-            value = summary_pb2.Summary.Value(tag=tag, tensor=tensor, metadata=metadata)
-            self._write_summary([value], self._free_frame(tag, frames))
 
     def summary(self, summary: summary_pb2.Summary, frames: int) -> None:
         """Write a message that is made already, as plugins of TensorBoard want theirs."""

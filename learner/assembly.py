@@ -120,7 +120,15 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: the file is not there, damaged, or no checkpoint of this format.
     """
-    payload = load(path)
+    return expect_format(path, load(path))
+
+
+def expect_format(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
+    """Return the payload that was read from `path`.
+
+    Raises:
+      CheckpointError: neither `checkpoint_payload` nor `weights_payload` made it.
+    """
     missing = {"config", "spec", "weights", "counters"} - payload.keys()
     if payload.get("format") != CHECKPOINT_FORMAT or missing:
         raise CheckpointError(

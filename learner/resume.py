@@ -8,7 +8,7 @@ from typing import NamedTuple
 from common.config import Config
 from common.config_file import differences, load_file
 from common.run_folder import RunFolder, RunFolderError
-from learner.assembly import load_checkpoint
+from learner.assembly import expect_format
 from learner.checkpoint import CheckpointFolder
 
 
@@ -59,7 +59,7 @@ def find_start(folder: RunFolder, config: Config) -> Start:
         )
     return Start(
         checkpoint=str(sound.path),
-        counters=load_checkpoint(sound.path)["counters"],
+        counters=expect_format(sound.path, sound.payload)["counters"],
         incarnations=folder.read_incarnations(),
         notes=notes,
     )

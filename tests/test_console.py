@@ -29,6 +29,8 @@ NAN = math.nan
 STATUS = RunStatus(
     frames=12_400_000,
     total_frames=50_000_000,
+    episodes=1_630,
+    total_episodes=None,
     eta_s=24_060.0,
     frames_per_s=1563.2,
     learner_steps_per_s=24.13,
@@ -45,6 +47,8 @@ STATUS = RunStatus(
 UNKNOWN = RunStatus(
     frames=0,
     total_frames=50_000_000,
+    episodes=0,
+    total_episodes=None,
     eta_s=NAN,
     frames_per_s=NAN,
     learner_steps_per_s=NAN,
@@ -185,6 +189,11 @@ def test_status_line_tells_everything_in_ascii() -> None:
     assert line.isascii()
 
 
+def test_status_line_counts_the_games_of_a_run_that_ends_with_them() -> None:
+    line = status_line(STATUS._replace(total_episodes=2_000))
+    assert line.startswith("12.4M/50.0M frames, 1,630/2,000 games (82%), ETA")
+
+
 def test_status_line_of_a_run_that_just_started_shows_dashes() -> None:
     line = status_line(UNKNOWN)
     assert "ETA -" in line
@@ -291,6 +300,7 @@ def test_block_keeps_its_height_and_fits_at_any_width(
     with Console(stream=terminal, log_file=None, clock=Clock()) as console:
         console.update(UNKNOWN)
         console.update(STATUS)
+        console.update(STATUS._replace(total_episodes=2_000))
     rows = terminal.rows()
     assert len(rows) == 8 + 1
     assert max(map(len, rows)) <= min(columns, 100)

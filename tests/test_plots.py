@@ -410,11 +410,12 @@ def test_several_runs_say_below_where_each_comes_from(
                 "git_commit": "abc",
                 "resumed": [
                     *({"git_commit": "abc"}, {"git_commit": "def", "git_changed": True}),
-                    *({"git_commit": None}, {"git_commit": "0123456789abcdef"}),
+                    *({"git_commit": None}, *[{"git_commit": "0123456789abcdef"}] * 2),
                 ],
             },
             [
-                "commit abc, resumed 4 times at def with uncommitted changes and 0123456789ab",
+                "commit abc, resumed 5 times (once at def with uncommitted changes, 2 times at "
+                "0123456789ab)",
             ],
         ),
     ],

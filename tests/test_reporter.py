@@ -139,6 +139,7 @@ class Stage:
         settings: dict[str, Any] = {
             "spec": PONG,
             "total_frames": 40_000,
+            "total_episodes": None,
             "num_shards": NUM_SHARDS,
             "capacity": 1_000,
             "min_size": 0,
@@ -389,6 +390,8 @@ def test_console_gets_the_whole_status(stage: Stage) -> None:
     assert status == RunStatus(
         frames=4_000,
         total_frames=40_000,
+        episodes=2,
+        total_episodes=None,
         eta_s=36_000 / 400,
         frames_per_s=400.0,
         learner_steps_per_s=7.0,
@@ -403,6 +406,18 @@ def test_console_gets_the_whole_status(stage: Stage) -> None:
         elapsed_s=10.0,
     )
     assert "4.0k/40.0k frames (10%)" in stage.output.getvalue()
+
+
+def test_time_left_is_that_to_the_last_game_where_games_end_the_run_first(stage: Stage) -> None:
+    stage.start(total_episodes=50, episodes_before=10)
+    stage.update(shard_report(), after_s=0.0)
+    status = stage.update(shard_report(inserts=100), after_s=10.0)
+    assert status.eta_s == 39_600 / 40  # no game has ended: by frames
+    games = (game(1.0),) * 5
+    status = stage.update(shard_report(inserts=200, episodes=games), after_s=10.0)
+    assert (status.episodes, status.total_episodes) == (15, 50)
+    assert status.eta_s == pytest.approx(35 / (5 / 20.0))
+    assert "800/40.0k frames, 15/50 games (30%)" in stage.output.getvalue()
 
 
 def test_progress_is_what_result_json_needs(stage: Stage) -> None:

@@ -213,7 +213,7 @@ def test_values_lost_to_a_disk_that_stays_full_are_counted(tmp_path: Path) -> No
     writer.flush()
     with files_no_longer_than(writer.path.stat().st_size):
         writer.scalars({"a": 1.0, "b": 2.0}, 5)
-        writer.text("c", "d", 6)
+        writer.scalar("c", 3.0, 6)
         writer.close()
     assert writer.lost_records == 2
     assert writer.trouble.endswith("cannot be written: File too large")

@@ -171,16 +171,6 @@ def test_files_sort_in_the_order_they_were_made_even_within_a_second_or_after_a_
     assert tensorboard.event_files(tmp_path) == [ahead, *made]
 
 
-def test_text_is_shown_by_tensorboard_and_is_no_scalar(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
-        writer.text("config", "`a: 1`", 0)
-    accumulator = EventAccumulator(str(tmp_path))
-    accumulator.Reload()
-    assert accumulator.Tensors("config")[0].tensor_proto.string_val == [b"`a: 1`"]
-    assert accumulator.SummaryMetadata("config").plugin_data.plugin_name == "text"
-    assert read_scalars(tmp_path) == {}
-
-
 @pytest.mark.parametrize("keep", [0, 1, 11, 12, 20, -1])
 def test_file_that_breaks_off_is_read_up_to_its_last_whole_record(
     tmp_path: Path, keep: int
@@ -236,7 +226,6 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
         f"folder = Path({str(tmp_path / 'run')!r})\n"
         "with EventWriter(folder=folder, flush_s=1.0, first_frames=0) as writer:\n"
         "    writer.scalar('a', 1.0, 1)\n"
-        "    writer.text('b', 'c', 1)\n"
         "assert list(read_scalars(folder)) == ['a']\n"
         "assert not {'torch', 'tensorflow'} & set(sys.modules)\n"
     )
