@@ -43,8 +43,8 @@ from common.command_line import (
 from common.config import Config
 from common.config_file import load_file
 from common.console import Console
-from common.crew import Roles, RunEnded, cause_of
-from common.curves import last_returns
+from common.crew import Roles, cause_of
+from common.curves import NO_PAST, read_past
 from common.hparams import hparams_summary
 from common.networks import load_flat_state
 from common.plan import Plan, machine_problems, network_problems
@@ -52,6 +52,7 @@ from common.presets import PRESETS
 from common.ray_run import RayRun
 from common.reporter import Reporter
 from common.reports import EvaluationResult
+from common.run_ended import RunEnded
 from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
@@ -123,7 +124,7 @@ def train(arguments: Sequence[str]) -> int:
         except ConnectionError as error:
             refuse([str(error)])
     console = Console(stream=sys.stdout, log_file=plan.folder.log, clock=time.monotonic)
-    reason, code = "failed", 1
+    reason, code, is_over = "failed", 1, False
     try:
         plan.folder.create(plan.config, plan.spec.name, ["python", "launch.py", *sys.argv[1:]])
         reporter = make_reporter(plan, console)
@@ -157,9 +158,8 @@ def train(arguments: Sequence[str]) -> int:
                     on_evaluation=best_keeper(plan, console),
                     is_local=command.address is None,
                 ).run()
-            code = 0
-            if interrupts.requested.is_set():
-                reason, code = "interrupted", 130
+            code = 130 if interrupts.requested.is_set() else 0
+            is_over = reason != "interrupted"  # also where somebody would not wait for what follows
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
@@ -173,7 +173,7 @@ def train(arguments: Sequence[str]) -> int:
             "frames": progress.frames,
             "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
-            "seconds": round(before.get("seconds", 0.0) + time.monotonic() - started_s, 1),
+            "seconds": round(plan.seconds_before + time.monotonic() - started_s, 1),
             "learner_steps": progress.learner_steps,
             "last_train_return": _number(progress.last_train_return),
             "last_eval_score": before.get("last_eval_score") if score is None else score,
@@ -186,7 +186,7 @@ def train(arguments: Sequence[str]) -> int:
         reporter.close()
         console.close()  # the last status; notes may follow
         console.note(f"{reason}: {result}")
-        if code and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
+        if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
         ray.shutdown()
         plan.folder.unlock()
@@ -229,8 +229,10 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
-        problems += str(error).splitlines()
-    counters, returns = start.counters, []
+        # What reading the settings found already is not told twice.
+        found = str(error).splitlines()
+        problems += [line for line in found if not any(line in known for known in problems)]
+    counters, past = start.counters, NO_PAST
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
@@ -238,7 +240,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
                 f"--total-frames {config.total_frames}: must be > {frames}, played already"
             )
         if start.checkpoint:
-            returns = last_returns(folder.path, frames)
+            past = read_past(folder.path, frames)
     if config.total_episodes is not None and counters["episodes"] >= config.total_episodes:
         problems.append(
             f"--total-episodes {config.total_episodes}: must be > {counters['episodes']}, played "
@@ -257,7 +259,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         episodes_before=counters["episodes"],
         learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
-        returns_before=returns,
+        returns_before=past.returns,
+        seconds_before=past.seconds,
         incarnations=start.incarnations,
     )
 
@@ -315,6 +318,12 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
             if config.checkpoint.replay
             else f"resuming from {plan.resume_from} without its replay: learning waits until it "
             f"holds {config.replay.min_size:,} transitions again"
+        )
+    starts_empty = not plan.resume_from or not config.checkpoint.replay
+    if starts_empty and plan.agent_steps_left < config.replay.min_size:
+        console.note(
+            f"it ends before replay holds {config.replay.min_size:,} transitions "
+            "(--replay.min-size), so that nothing will be learned"
         )
     if not command.serial and command.address is None and config.actor.count > cores:
         console.note(
@@ -384,15 +393,18 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
     keep_best = best_keeper(plan, console)
 
-    def save_all() -> None:
+    def save_all() -> str:
+        payload = checkpoint_payload(config, spec, learner, loop, sampler.rng_state)
         try:
-            payload = checkpoint_payload(config, spec, learner, loop, sampler.rng_state)
             folder.save(payload, learner.learner_step)
+        except OSError as error:
+            return f"the checkpoint could not be written: {error}"
+        try:
             replay.save()
         except OSError as error:
-            console.note(f"the checkpoint could not be written: {error}; training goes on")
-        else:
-            console.note(f"saved learner step {learner.learner_step}")
+            return f"replay could not be written: {error}"
+        console.note(f"saved learner step {learner.learner_step}")
+        return ""
 
     def evaluate_published() -> EvaluationResult | None:
         seed = derive_seed(config.seed, "evaluator", incarnation)

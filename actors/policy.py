@@ -46,7 +46,14 @@ class EpsilonGreedyPolicy:
         return self._epsilons
 
     def set_epsilons(self, epsilons: NDArray[np.float64]) -> None:
-        """Change the exploration rates from the next step on."""
+        """Change the exploration rates from the next step on.
+
+        Args:
+          epsilons: float64[E], from 0 to 1; one for each environment.
+
+        Raises:
+          ValueError: they are not.
+        """
         if epsilons.ndim != 1 or len(epsilons) < 1:
             raise ValueError(f"Expect `epsilons` as float64[E], actually: shape {epsilons.shape}")
         if not bool(np.all((epsilons >= 0) & (epsilons <= 1))):

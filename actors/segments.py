@@ -70,7 +70,7 @@ class SegmentWriter:
         return len(self._rows) >= self._segment_transitions
 
     def append(self, frame: NDArray[Any]) -> int:
-        """Copy the next frame of the stream and return its index."""
+        """Copy the stream's next frame, dtype[*frame_shape], and return its index."""
         self._frames[self._next - self._base] = frame
         self._next += 1
         return self._next - 1

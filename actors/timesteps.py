@@ -11,7 +11,7 @@ from common.types import TimeSteps
 
 
 def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
-    """Return the timesteps that open a game everywhere."""
+    """Return the timesteps that open a game everywhere, for dtype[E, k, *frame_shape]."""
     num_envs = len(observation)
     return TimeSteps(
         observation=observation,

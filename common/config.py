@@ -23,7 +23,8 @@ class EnvConfig:
     id: Annotated[str, arg(aliases=["--env"], metavar="ID")] = "pong"
     """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, a gymnasium id or `CartPole-v1-pixels`."""
     sticky_actions: float | None = None
-    """Chance that the last action is repeated; None: as the id says (ALE/*-v5: 0.25, else 0)."""
+    """Chance that the last action is repeated; None: as the id says (0.25 for ALE/*-v5 and
+    *-v0, else 0)."""
     full_action_space: bool = False
     """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
     noop_max: int = 30
@@ -85,9 +86,10 @@ class ActorConfig:
     epsilon_decay_agent_steps: float = 30_000.0
     """Exponential schedule: agent steps of the run until 1/e of the way to the end is left."""
     segment_transitions: int = 50
-    """Transitions per pushed segment (the B = 50 of Horgan et al. 2018, appendix C)."""
+    """Transitions per pushed segment (the B = 50 of Horgan et al. 2018)."""
     weights_poll_agent_steps: int = 400
-    """An actor asks for newer weights after so many of its own agent steps (Horgan et al. 2018)."""
+    """An actor asks for newer weights after so many of its own agent steps (Horgan et al. 2018: 400
+    frames, about 2.8 s of an actor)."""
     push_window: int = 2
     """Pushes an actor may have in flight."""
     cpus: float | Literal["auto"] = "auto"
@@ -157,8 +159,8 @@ class LearnerConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; `auto`: where there is a C++ compiler and the run is not serial."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products in the hidden layers: bfloat16 is faster on a GPU and on CPUs with AMX or
-    AVX512-BF16. Weights, action values, targets, loss and optimiser stay float32."""
+    """Of the products in the hidden layers: bfloat16 is faster on CPUs with AMX or AVX512-BF16, and
+    slower on others. Weights, action values, targets, loss and optimiser stay float32."""
     threads: int = 0
     """Torch threads of the learner; 0: the cores that actors and replay leave, one at least."""
 

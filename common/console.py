@@ -35,7 +35,7 @@ _MAX_WIDTH = 100
 _HINTS = {
     "acting": "more actors, on more cores, would make the run faster",
     "learning": "a faster device, or fewer samples per insert, would make the run faster",
-    "replay": "more shards or decode threads would make the run faster",
+    "replay": "more shards would make the run faster",
 }
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import ray
 
 from common.console import Console
+from common.run_ended import RunEnded
 from common.supervisor import GiveUp, Supervisor, WorkerName
 from common.watch import Watch
 
@@ -29,10 +30,6 @@ _FIRST_SIGN_S = 600.0
 _STANDSTILL_S = 10.0
 # What Ray says of a process whose constructor raised.
 _CONSTRUCTOR_FAILED = "error raised in its creation task"
-
-
-class RunEnded(Exception):
-    """The run cannot go on; the text is the reason."""
 
 
 def cause_of(error: BaseException) -> str:

@@ -29,14 +29,7 @@ from common.tags import (
     REPLAY_SAMPLES_PER_INSERT,
     TRAIN_EPISODE_RETURN,
 )
-from common.tensorboard import (
-    Series,
-    Session,
-    event_files,
-    read_events,
-    read_scalars,
-    running_seconds,
-)
+from common.tensorboard import Series, Session, event_files, read_events, running_seconds
 
 Kind = Literal["games", "evaluation", "noisy", "plain"]
 KINDS: Mapping[str, Kind] = {
@@ -199,13 +192,30 @@ def _curve(
     )
 
 
-def last_returns(run_dir: Path, frames: int) -> list[float]:
-    """Return the raw returns of a run's last RETURN_GAMES training games up to `frames`."""
-    series = read_scalars(run_dir).get(TRAIN_EPISODE_RETURN)
+class Past(NamedTuple):
+    """What a run's events tell of its earlier starts.
+
+    Fields:
+      returns: raw returns of the last RETURN_GAMES training games.
+      seconds: how long it has run, time that a crash made worthless included.
+    """
+
+    returns: Sequence[float]
+    seconds: float
+
+
+NO_PAST = Past(returns=(), seconds=0.0)
+
+
+def read_past(run_dir: Path, frames: int) -> Past:
+    """Return what a run that goes on from `frames` has behind it."""
+    scalars, sessions = read_events(run_dir)
+    seconds = sum(session.end_s - session.start_s for session in sessions)
+    series = scalars.get(TRAIN_EPISODE_RETURN)
     if series is None:
-        return []
+        return Past((), seconds)
     played = series.values[series.frames <= frames]
-    return list(map(float, played[-RETURN_GAMES:]))
+    return Past(tuple(map(float, played[-RETURN_GAMES:])), seconds)
 
 
 def is_average(average: float) -> bool:

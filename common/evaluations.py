@@ -91,8 +91,9 @@ class Evaluations:
         told = evaluator.finish.remote()
         runs = self._crew.runs("evaluator")
         deadline_s = time.monotonic() + _LAST_S
-        while time.monotonic() < deadline_s and not is_interrupted():
-            if not runs or ray.wait(runs, timeout=1.0)[0]:
+        while not is_interrupted() and runs and not ray.wait(runs, timeout=1.0)[0]:
+            if time.monotonic() >= deadline_s:
+                self._console.note(f"it takes more than {_LAST_S:.0f} s and is left out")
                 break
         ray.wait([told], timeout=1.0)
         if self._asked is not None:

@@ -91,7 +91,7 @@ class QNetwork(nn.Module):
         return self.heads(self.features(floats))
 
     def features(self, floats: Tensor) -> Tensor:
-        """Return what the last hidden layer makes of `as_float`'s result: nearly all the work."""
+        """Return float32[B, F], the last hidden layer for `as_float`'s result; nearly all work."""
         features = self.torso(floats)
         if features.dim() == 4:
             # Channels last, as it lies in memory: flattening is then a view and not a copy.

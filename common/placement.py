@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from common.config import Config
-from common.crew import RunEnded
+from common.run_ended import RunEnded
 from common.supervisor import WorkerName
 
 

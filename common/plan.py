@@ -34,6 +34,7 @@ class Plan:
       learner_steps_before: gradient updates done before it.
       samples_before: transitions trained on before it.
       returns_before: raw returns of the last training games before it (see common.goal).
+      seconds_before: how long the run ran before it.
       incarnations: of each process, by "role/index", the number that is next to give.
     """
 
@@ -48,6 +49,7 @@ class Plan:
     learner_steps_before: int
     samples_before: int
     returns_before: Sequence[float]
+    seconds_before: float
     incarnations: Mapping[str, int]
 
     @property

@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from common.console import Console
-from common.crew import Crew, Roles, RunEnded, cause_of
+from common.crew import Crew, Roles, cause_of
 from common.evaluations import Evaluations
 from common.goal import ReturnGoal
 from common.interrupts import Interrupts
@@ -19,6 +19,7 @@ from common.plan import Plan
 from common.ray_session import dead_daemon
 from common.reporter import Reporter
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.run_ended import RunEnded
 from common.saves import Saves
 from common.source import source_hash
 from common.supervisor import WorkerName

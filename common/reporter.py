@@ -33,6 +33,7 @@ from common.tags import (
     REPLAY_SAMPLES_PER_INSERT,
     REPLAY_STALE_PRIORITY_UPDATES,
     REPLAY_TRANSITIONS,
+    TRAIN_EPISODE_AGENT_STEPS,
     TRAIN_EPISODE_RETURN,
     TRAIN_MEAN_EPISODE_RETURN,
     TRANSITIONS_INSERTED_PER_S,
@@ -131,6 +132,7 @@ class Reporter:
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
+        self._num_ended = 0
         self._learner_step = learner_steps_before
         self._totals = ShardTotals(num_shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
@@ -192,7 +194,9 @@ class Reporter:
         for index, shard in shards.items():
             self._book_shard(index, shard)
         self._inserted.update_total(self._totals.accepted)
-        self._ended.update_total(self._totals.episodes)
+        if self._totals.episodes != self._num_ended:  # see Rate: games may come far apart
+            self._ended.add(self._totals.episodes - self._num_ended)
+            self._num_ended = self._totals.episodes
         if learner is not None:
             self._book_learner(learner)
         self._complain()
@@ -294,15 +298,16 @@ class Reporter:
     def _write_games(self, episodes: Sequence[EpisodeRecord], since_frames: int) -> None:
         """Write every game by itself: means are the reader's affair.
 
-        One tag has one value per frame, so games that are heard of at once stand side by side, the
-        last at the frame they are heard of at: none beyond it, where a resumed run sets in.
+        Games that are heard of at once ended at some time since the report before: they stand at
+        equal distances, the last at the frame they are heard of at. None is beyond it, where a
+        resumed run may set in, and none far from where it ended, which a checkpoint may cover.
         """
-        now_frames = self.progress.frames
-        first = max(since_frames + 1, now_frames - len(episodes) + 1)
-        for frames, game in enumerate(episodes, start=first):
+        frames_each = (self.progress.frames - since_frames) / max(1, len(episodes))
+        for number, game in enumerate(episodes, start=1):
+            frames = since_frames + max(1, round(number * frames_each))
             scalars = {
                 TRAIN_EPISODE_RETURN: game.episode_return,
-                "train/episode_agent_steps": float(game.agent_steps),
+                TRAIN_EPISODE_AGENT_STEPS: float(game.agent_steps),
             }
             if math.isfinite(game.ladder_position):
                 scalars[episode_return_quartile_tag(game.ladder_position)] = game.episode_return

@@ -36,8 +36,8 @@ class RunFolderError(ValueError):
 class RunFolder:
     """Paths inside a run's folder.
 
-    `config.yaml`, `run.json`, TensorBoard events, `checkpoints/`, `videos/`, `plots/`, `log.txt`,
-    `result.json`; and `.lock`, which the process that trains holds.
+    `config.yaml`, `run.json`, `incarnations.json`, TensorBoard events, `checkpoints/`, `videos/`,
+    `plots/`, `log.txt`, `result.json`; and `.lock`, which the process that trains holds.
     """
 
     def __init__(self, path: Path) -> None:

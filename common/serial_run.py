@@ -13,6 +13,7 @@ from common.interrupts import Interrupts
 from common.plan import Plan
 from common.reporter import Reporter
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
+from common.run_ended import RunEnded
 from common.types import EpisodeRecord, PhaseSeconds, Segment
 
 _REPORT_MINUTES = 1.0 / 60.0
@@ -102,7 +103,7 @@ class Cores(NamedTuple):
       writers: one for each.
       shards: of replay.
       learner: its loop; it publishes to the players.
-      save: writes everything that a resumed run needs.
+      save: writes everything that a resumed run needs; returns why it could not, "" if it could.
       evaluate: plays with the weights published last; None when told to stop.
     """
 
@@ -110,7 +111,7 @@ class Cores(NamedTuple):
     writers: Sequence[Writer]
     shards: Sequence[Shard]
     learner: Stepper
-    save: Callable[[], None]
+    save: Callable[[], str]
     evaluate: Callable[[], EvaluationResult | None]
 
 
@@ -160,6 +161,9 @@ class SerialRun:
 
         Returns:
           Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
+
+        Raises:
+          RunEnded: it is done and could not be saved.
         """
         config, cores = self._plan.config, self._cores
         cores.learner.publish()
@@ -175,13 +179,17 @@ class SerialRun:
             self._report_if_due()
             if evaluation_due():
                 self._evaluate()
-            if save_due():
-                cores.save()
+            if save_due() and (trouble := cores.save()):
+                self._note(f"{trouble}; training goes on")
             reason = self._goal.reached or ("done" if self._is_done() else "")
         if self._goal.reached:
             self._note(self._goal.reached)
         cores.learner.flush_priorities()
-        cores.save()
+        if trouble := cores.save():
+            if reason:
+                self._report()
+                raise RunEnded(trouble)
+            self._note(trouble)
         cores.learner.publish()
         self._report()
         self._evaluate()

@@ -158,7 +158,8 @@ def load_network(path: Path | str) -> QNetwork:
 
     It takes dtype[B, k, *frame_shape], the last k frames of B games with the newest last, and
     returns float32[B, A]. On Atari that is uint8[B, 4, 84, 84] of `AtariPreprocessing` and
-    `FrameStackObservation(..., 4, padding_type="zero")`; elsewhere k is 1.
+    `FrameStackObservation(..., 4, padding_type="zero")`, k being the run's `env.stack`;
+    CartPole-v1-pixels has k = 2, anything else k = 1.
 
     Raises:
       CheckpointError: as `load_trained`.

@@ -97,8 +97,7 @@ class LearnerLoop:
         self._samples = samples
         self._clock = clock
         self._published_s = -math.inf
-        self._published_step = -1
-        self._published_agent_steps = -1
+        self._published: Weights | None = None
         self._unsent: _Unsent | None = None
         self._sums = torch.zeros(3, device=learner.device)  # td_loss, q_mean, grad_norm
         self._steps_since_report = 0
@@ -131,15 +130,28 @@ class LearnerLoop:
           FloatingPointError: as `weights`; nothing was sent.
         """
         with self._timer.phase("publish"):
-            agent_steps = self._agent_steps()
-            self._send_weights(Weights(self.version, self.weights(), agent_steps))
-        self._published_s = self._clock()
-        self._published_agent_steps = agent_steps
-        self._published_step = self._learner.learner_step
+            self._send(Weights(self.version, self.weights(), self._agent_steps()))
 
-    def _publish_if(self, due: bool) -> None:
-        if due and self._clock() - self._published_s >= _LEAST_PUBLISH_S:
-            self.publish()
+    def republish(self) -> None:
+        """Send the weights sent last once more if the run has come to more agent steps since.
+
+        The actors' exploration may follow these, and they come no other way. Another thread may
+        call this while `run_step` does not run.
+        """
+        agent_steps = self._agent_steps()
+        if self._published is not None and self._published.agent_steps != agent_steps:
+            self._send(self._published._replace(agent_steps=agent_steps))
+
+    def _send(self, weights: Weights) -> None:
+        self._send_weights(weights)
+        self._published, self._published_s = weights, self._clock()
+
+    def _unpublished_steps(self) -> int:
+        published = -1 if self._published is None else self._published.version.learner_step
+        return self._learner.learner_step - published
+
+    def _is_second_over(self) -> bool:
+        return self._clock() - self._published_s >= _LEAST_PUBLISH_S
 
     def weights(self) -> NDArray[np.uint8]:
         """Return uint8[P], as `flatten_state`: the one door by which weights leave the learner.
@@ -166,8 +178,8 @@ class LearnerLoop:
         with self._timer.phase("wait"):
             fetched = self._fetcher.get(timeout_s)
         if fetched is None:
-            if self._learner.learner_step == self._published_step:
-                self._publish_if(self._agent_steps() != self._published_agent_steps)
+            if self._unpublished_steps() == 0 and self._is_second_over():
+                self.republish()
             return False
         ids, batch = fetched
         with self._timer.phase("step"):
@@ -179,7 +191,8 @@ class LearnerLoop:
         self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
         self._steps_since_report += 1
         self._samples += len(ids)
-        self._publish_if(self._learner.learner_step - self._published_step >= self._publish_period)
+        if self._unpublished_steps() >= self._publish_period and self._is_second_over():
+            self.publish()
         return True
 
     def flush_priorities(self) -> None:

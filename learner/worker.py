@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class LearnerProcess:
         """
         self._loop.publish()
         if not self._stop.is_set():
-            self._learner.warm_up()
+            self._warm_up()
         reported_s = -float("inf")
         try:
             while not self._stop.is_set():
@@ -192,6 +193,22 @@ class LearnerProcess:
     def stop(self) -> None:
         """Make `run` save and return soon."""
         self._stop.set()
+
+    def _warm_up(self) -> None:
+        """Compile, half a minute and more; meanwhile actors hear how far the run has come."""
+        is_warm = threading.Event()
+
+        def tell() -> None:
+            while not is_warm.wait(_REPORT_S):
+                self._loop.republish()
+
+        with ThreadPoolExecutor(1, "republish") as pool:
+            telling = pool.submit(tell)
+            try:
+                self._learner.warm_up()
+            finally:
+                is_warm.set()
+            telling.result()
 
     def _read_checkpoint(self) -> tuple[dict[str, Any], str]:
         """Return the checkpoint to go on from, and what is to be said of it.

@@ -95,11 +95,6 @@ class PrioritizedReplay:
             self._tree.set(slots[live], self._mass(update.priority[live]))
         return int(np.count_nonzero(~live))
 
-    def clear(self) -> None:
-        """Forget every transition; ids go on, and the number ever inserted stays."""
-        emptied = self._storage.clear()
-        self._tree.set(emptied, np.zeros(len(emptied)))
-
     def counts(self) -> ShardCounts:
         """Return the state that rides on every reply; of episodes only the shard knows."""
         storage = self._storage

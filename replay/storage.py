@@ -259,16 +259,6 @@ class SegmentStorage:
         for name in names:
             self._remember(name)
 
-    def clear(self) -> NDArray[np.int64]:
-        """Evict everything and return the slots emptied; positions and names stay used up."""
-        first, self._first = self._first, self._next
-        self._segments.clear()
-        self._order.clear()
-        self._packed.clear()
-        self._first_ids.clear()
-        self._bytes = 0
-        return np.arange(first, self._first) % self._capacity
-
     def rows(self, slots: NDArray[np.int64]) -> NDArray[np.void]:
         """Return ROW[B], a copy of the live rows in these slots."""
         return self._rows[slots]

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 ROWS = 8
 COLUMNS = 5
 # Every game: the ball starts in the top row and is judged in the bottom one.
-GAME_AGENT_STEPS = ROWS - 1
 CATCH = "catch_game:Catch-v0"
 
 

@@ -445,5 +445,6 @@ def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
         learner_steps_before=0,
         samples_before=0,
         returns_before=(),
+        seconds_before=0.0,
         incarnations={},
     )

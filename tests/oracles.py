@@ -183,12 +183,6 @@ class NaiveReplay:
         self.segments.append((num_bytes, rows))
         return True
 
-    def clear(self) -> None:
-        """Forget every transition; ids go on and names stay known."""
-        self.evicted += len(self.rows)
-        self.segments.clear()
-        self.masses.clear()
-
     def update(self, ids: Sequence[int], priorities: Sequence[float]) -> int:
         """Set one after another; return how many are gone."""
         stale = 0

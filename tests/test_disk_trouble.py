@@ -13,7 +13,7 @@ from disks import SmallDisk
 import launch as driver
 from common.run_folder import RunFolder
 from common.serial_run import SerialRun
-from common.tensorboard import read_scalars
+from common.tensorboard import read_events, read_scalars
 from learner.checkpoint import CheckpointFolder, load
 
 NEW = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled", "--seed", "7")
@@ -87,6 +87,32 @@ def test_resume_goes_back_to_the_newest_whole_checkpoint_and_its_curves_go_on(
         old = [at for at in before[tag].frames.tolist() if at <= end] if tag in before else []
         assert frames[: len(old)] == old, tag
     RunFolder(run).expect_unused()  # the command let go of it
+
+
+def test_time_of_a_start_that_left_no_result_counts(run: Path) -> None:
+    (run / "result.json").unlink()  # as if it had been killed
+    assert driver.main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
+    each_s = [session.end_s - session.start_s for session in read_events(run).sessions]
+    assert len(each_s) == 2
+    assert json.loads((run / "result.json").read_text())["seconds"] >= sum(each_s) - 0.1
+
+
+def test_settings_that_cannot_be_read_are_told_once(run: Path, refused: Callable[..., str]) -> None:
+    settings = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(settings + "sed: 3\n")
+    assert "unknown key `sed`" in refused("--resume", run, "--total-frames", "2200")
+
+
+def test_run_too_short_to_learn_says_so(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "nothing will be learned" not in capsys.readouterr().out
+    short = ("--total-frames", "900", "--replay.min-size", "1000")
+    assert driver.main([*NEW, *short, "--run-dir", str(tmp_path / "short")]) == 0
+    assert "ends before replay holds 1,000 transitions" in capsys.readouterr().out
+    more = ("--total-frames", "1500")  # replay is there already
+    assert driver.main(["--resume", str(run), "--serial", *more]) == 0
+    assert "nothing will be learned" not in capsys.readouterr().out
 
 
 def test_run_in_use_is_not_resumed(run: Path, refused: Callable[..., str]) -> None:

@@ -218,6 +218,22 @@ def test_weights_that_are_not_due_do_not_go_out_for_want_of_a_batch() -> None:
     assert len(bench.weights) == 1
 
 
+def test_weights_go_out_again_as_they_were_sent_with_the_steps_of_now() -> None:
+    """While the learner compiles, its weights are anything: what was sent before is sent again."""
+    bench = Bench(batches=0)
+    bench.loop.republish()  # nothing was sent
+    bench.loop.publish()
+    bench.loop.republish()  # and nothing was played
+    with torch.no_grad():
+        next(bench.learner.network.parameters()).zero_()
+    bench.agent_steps = 40
+    bench.loop.republish()
+    first, second = bench.weights
+    assert (first.agent_steps, second.agent_steps) == (0, 40)
+    assert second.buffer is first.buffer
+    assert second.version == first.version
+
+
 def test_first_step_publishes_if_nobody_did() -> None:
     bench = Bench(period=1)
     bench.run(1)

@@ -203,31 +203,6 @@ def test_sequential_order_knows_no_priorities() -> None:
         make_replay(alpha=0.6, is_sequential=True)
 
 
-# --- clearing -------------------------------------------------------------------------------------
-
-
-def test_cleared_replay_is_empty_and_goes_on_with_new_ids() -> None:
-    replay = make_replay(capacity=12, alpha=1.0)
-    fill(replay, [[1.0] * 5] * 3)
-    replay.clear()
-    replay.check_valid()
-    assert replay.counts() == (15, 0, 0.0, 0, 0, 15, 0, 0)
-    assert replay.storage.num_bytes == 0
-    assert len(replay.sample(4).ids) == 0
-    assert replay.update_priorities(update([13, 14], [1.0, 1.0])) == 2  # gone
-    assert replay.add(pack_segment(make_segment(sequence=2, priority=[1.0] * 5))) is None  # a retry
-    fill(replay, [[3.0] * 5], first_sequence=3)
-    assert set(replay.sample(100).ids) == set(range(15, 20))
-    assert replay.counts().mass == pytest.approx(5 * 3.0 + 5e-6)
-
-
-def test_empty_replay_may_be_cleared() -> None:
-    replay = make_replay()
-    replay.clear()
-    replay.check_valid()
-    assert replay.counts() == (0, 0, 0.0, 0, 0, 0, 0, 0)
-
-
 # --- traps ----------------------------------------------------------------------------------------
 
 

@@ -408,6 +408,13 @@ def test_console_gets_the_whole_status(stage: Stage) -> None:
     assert "4.0k/40.0k frames (10%)" in stage.output.getvalue()
 
 
+def test_games_of_one_report_stand_at_equal_distances_up_to_its_frames(stage: Stage) -> None:
+    """A checkpoint in between covers those that ended before it, as nearly as one can tell."""
+    stage.update(shard_report(inserts=25, episodes=(game(1.0),)), after_s=1.0)
+    stage.update(shard_report(inserts=50, episodes=(game(2.0), game(3.0))), after_s=1.0)
+    assert stage.pairs("train/episode_return") == [(100, 1.0), (150, 2.0), (200, 3.0)]
+
+
 def test_time_left_is_that_to_the_last_game_where_games_end_the_run_first(stage: Stage) -> None:
     stage.start(total_episodes=50, episodes_before=10)
     stage.update(shard_report(), after_s=0.0)
@@ -418,6 +425,16 @@ def test_time_left_is_that_to_the_last_game_where_games_end_the_run_first(stage:
     assert (status.episodes, status.total_episodes) == (15, 50)
     assert status.eta_s == pytest.approx(35 / (5 / 20.0))
     assert "800/40.0k frames, 15/50 games (30%)" in stage.output.getvalue()
+
+
+def test_time_left_by_games_that_take_longer_than_the_window(stage: Stage) -> None:
+    stage.start(total_episodes=50)
+    stage.update(shard_report(), after_s=0.0)
+    for _ in range(3):
+        for _ in range(8):
+            stage.update(shard_report(), after_s=50.0)
+        status = stage.update(shard_report(inserts=9, episodes=(game(1.0),)), after_s=50.0)
+    assert status.eta_s == pytest.approx(47 * 450.0)
 
 
 def test_progress_is_what_result_json_needs(stage: Stage) -> None:

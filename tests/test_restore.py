@@ -155,14 +155,12 @@ def test_trap_push_retried_after_a_restore_is_inserted_once() -> None:
     assert other.inserted == 20
 
 
-def test_empty_shard_is_restored_with_its_place_and_names() -> None:
-    shard = filled(0)
-    shard._replay.clear()
-    other = restored(shard.capture())
+def test_shard_with_room_for_nothing_is_restored_with_its_place_and_names() -> None:
+    other = restored(filled(0).capture(), capacity=4)
     assert (other.inserted, len(other._replay.storage)) == (5, 0)
     assert other.add(make_push(make_segment(sequence=0))) == (True, 1)
-    other.add(make_push(make_segment(sequence=1)))
-    assert live_ids(other) == [2**40 + i for i in range(5, 10)]
+    other.add(make_push(make_segment(sequence=1, transitions=3)))
+    assert live_ids(other) == [2**40 + i for i in range(5, 8)]
     fresh = restored(make_shard(alpha=1.0).capture())
     assert (fresh.inserted, fresh.report().accepted) == (0, 0)
 

@@ -84,12 +84,6 @@ class Ring(RuleBasedStateMachine):
         with pytest.raises(PackingError):
             self.ring.add(bytes(packed))
 
-    @rule()
-    def clear(self) -> None:
-        slots = self.slots()
-        assert self.ring.clear().tolist() == slots
-        self.naive.clear()
-
     @invariant()
     def bounds_hold(self) -> None:
         self.ring.check_valid()

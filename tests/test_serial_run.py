@@ -16,6 +16,7 @@ from test_reporter import evaluation
 from common.config import Config
 from common.interrupts import Interrupts
 from common.reports import EvaluationResult
+from common.run_ended import RunEnded
 from common.serial_run import Cores, SerialRun
 from common.types import EnvironmentSpec, EpisodeRecord, ObservationSpec, PhaseSeconds, Segment
 
@@ -42,6 +43,7 @@ class Stage:
         self.ended_episodes = 0
         self.steps = 0
         self.interrupt_at_step = -1
+        self.trouble = ""  # of every save
         self.notes: list[str] = []
         self.evaluations: list[EvaluationResult] = []
         self.waits: set[str] = set()  # who books the present moment as waiting
@@ -50,9 +52,13 @@ class Stage:
             writers=[_Writer(self, k) for k in range(players)],
             shards=[self],
             learner=self,
-            save=lambda: self.diary.append("save"),
+            save=self._save,
             evaluate=self._evaluate,
         )
+
+    def _save(self) -> str:
+        self.diary.append("save")
+        return self.trouble
 
     def run(self, folder: Path, spec: EnvironmentSpec = SPEC, **settings: Any) -> str:
         """Run with these settings; return why it ended."""
@@ -310,6 +316,28 @@ def test_interrupt_ends_it_in_the_middle_of_the_learners_turn_and_everything_is_
     assert stage.moves == "p" + "l" * 7
     assert stage.diary[-5:] == ["flush", "save", "publish", "report", "evaluate"]
     assert stage.evaluations == []
+
+
+def test_run_that_is_done_and_cannot_be_saved_has_failed(tmp_path: Path) -> None:
+    stage = Stage()
+    stage.trouble = "the checkpoint could not be written: disk full"
+    with pytest.raises(RunEnded, match="^the checkpoint could not be written: disk full$"):
+        stage.run(tmp_path, total_frames=20)
+    assert stage.diary[-3:] == ["flush", "save", "report"]
+
+
+def test_save_that_fails_on_the_way_or_at_an_interrupt_is_said_and_ends_nothing(
+    tmp_path: Path,
+) -> None:
+    stage = Stage()
+    stage.trouble = "disk full"
+    stage.interrupt_at_step = 30
+    checkpoint = dataclasses.replace(Config().checkpoint, every_minutes=1e-9)
+    assert stage.run(tmp_path, checkpoint=checkpoint) == "interrupted"
+    assert stage.diary.count("save") > 5
+    assert stage.notes == ["disk full; training goes on"] * (stage.diary.count("save") - 1) + [
+        "disk full"
+    ]
 
 
 def test_interrupt_before_the_start_plays_nothing(tmp_path: Path) -> None:

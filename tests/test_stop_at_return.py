@@ -10,6 +10,7 @@ import pytest
 from launching import launch, result_of
 
 import launch as driver
+from common.serial_run import SerialRun
 from common.tensorboard import read_scalars
 from learner.checkpoint import CheckpointFolder, load
 
@@ -63,6 +64,28 @@ def test_serial_run_ends_when_an_evaluation_averages_the_goal(tmp_path: Path) ->
     assert driver.main([*QUICK, *flags, *often, "--run-dir", str(run)]) == 0
     reason = expect_ended_in_order(run)["end_reason"]
     assert re.fullmatch(r"eval return \S+ >= 5 \(mean of 10 games\)", reason), reason
+
+
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+@pytest.mark.parametrize("reason", ["train return 26.0 >= 25 (mean of 100 games)", "interrupted"])
+def test_interrupt_of_the_last_evaluation_leaves_the_reason_of_a_run_that_is_over(
+    tmp_path: Path,
+    reason: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = tmp_path / "run"
+
+    def end(serial_run: Any) -> str:
+        serial_run._interrupts.requested.set()
+        (run / "checkpoints").mkdir(exist_ok=True)
+        (run / "checkpoints" / "checkpoint_0000000001.pt").touch()
+        return reason
+
+    monkeypatch.setattr(SerialRun, "run", end)
+    assert driver.main([*QUICK, "--serial", "--run-dir", str(run)]) == 130
+    assert result_of(run)["end_reason"] == reason
+    assert ("continue with" in capsys.readouterr().out) == (reason == "interrupted")
 
 
 @pytest.mark.usefixtures("torch_is_left_as_it_was")
