@@ -173,7 +173,11 @@ def train(arguments: Sequence[str]) -> int:
             "frames": progress.frames,
             "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
-            "seconds": round(plan.seconds_before + time.monotonic() - started_s, 1),
+            # Events know of starts that were killed, and may be lost themselves.
+            "seconds": round(
+                max(plan.seconds_before, before.get("seconds", 0.0)) + time.monotonic() - started_s,
+                1,
+            ),
             "learner_steps": progress.learner_steps,
             "last_train_return": _number(progress.last_train_return),
             "last_eval_score": before.get("last_eval_score") if score is None else score,
@@ -323,7 +327,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     if starts_empty and plan.agent_steps_left < config.replay.min_size:
         console.note(
             f"it ends before replay holds {config.replay.min_size:,} transitions "
-            "(--replay.min-size), so that nothing will be learned"
+            "(--replay.min-size), so that next to nothing will be learned"
         )
     if not command.serial and command.address is None and config.actor.count > cores:
         console.note(

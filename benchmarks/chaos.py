@@ -2,10 +2,10 @@
 
     python -m benchmarks.chaos --minutes 30 --seed 1 --run-dir runs/chaos -- --preset pong-fast
 
-The kills come from a seeded generator: which role, which of its processes, when. Prints a table
-and writes `chaos.json` into the run's folder. Exits 1 if something did not come back, if replay's
-sums do not agree, if it lost more than shards took in between their snapshots and their deaths, if
-memory grew, or if the run itself failed.
+Needs the `dev` extra. The kills come from a seeded generator: which role, which of its processes,
+when. Prints a table and writes `chaos.json` into the run's folder. Exits 1 if something did not
+come back, if replay's sums do not agree, if it lost more than shards took in between their
+snapshots and their deaths, if memory grew, or if the run itself failed.
 
 Memory grew if its median in the last sixth of the run is more than 15 % above that of the second
 sixth: in the first, replay fills and the processes warm up. A run of less than a minute has too few

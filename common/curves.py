@@ -210,7 +210,8 @@ NO_PAST = Past(returns=(), seconds=0.0)
 def read_past(run_dir: Path, frames: int) -> Past:
     """Return what a run that goes on from `frames` has behind it."""
     scalars, sessions = read_events(run_dir)
-    seconds = sum(session.end_s - session.start_s for session in sessions)
+    # A clock may have been set back.
+    seconds = sum(max(0.0, session.end_s - session.start_s) for session in sessions)
     series = scalars.get(TRAIN_EPISODE_RETURN)
     if series is None:
         return Past((), seconds)

@@ -146,7 +146,7 @@ class RayRun:
         try:
             self._stop(in_order=not is_interrupted)
         except RunEnded as unsaved:
-            if not is_interrupted:
+            if reason or not is_interrupted:
                 raise RunEnded(f"{unsaved}{self._saves.last_good()}") from unsaved
             self._console.note(f"{unsaved}{self._saves.last_good()}")
         return reason or "interrupted"

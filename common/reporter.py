@@ -133,6 +133,7 @@ class Reporter:
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
         self._num_ended = 0
+        self._games_per_s = 0.0  # when the newest ended
         self._learner_step = learner_steps_before
         self._totals = ShardTotals(num_shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
@@ -197,6 +198,7 @@ class Reporter:
         if self._totals.episodes != self._num_ended:  # see Rate: games may come far apart
             self._ended.add(self._totals.episodes - self._num_ended)
             self._num_ended = self._totals.episodes
+            self._games_per_s = self._ended.per_second()
         if learner is not None:
             self._book_learner(learner)
         self._complain()
@@ -232,7 +234,7 @@ class Reporter:
         left_s = [_seconds_for(self._total_frames - self.progress.frames, frames_per_s)]
         if self._total_episodes is not None:
             left = self._total_episodes - self.progress.episodes
-            left_s.append(_seconds_for(left, self._ended.per_second()))
+            left_s.append(_seconds_for(left, self._games_per_s))
         return min((seconds for seconds in left_s if math.isfinite(seconds)), default=math.nan)
 
     def evaluated(self, result: EvaluationResult) -> None:
@@ -299,8 +301,8 @@ class Reporter:
         """Write every game by itself: means are the reader's affair.
 
         Games that are heard of at once ended at some time since the report before: they stand at
-        equal distances, the last at the frame they are heard of at. None is beyond it, where a
-        resumed run may set in, and none far from where it ended, which a checkpoint may cover.
+        equal distances, the last at the frame they are heard of at, where a resumed run may set
+        in: none far from where it ended, and beyond it only if there are more games than frames.
         """
         frames_each = (self.progress.frames - since_frames) / max(1, len(episodes))
         for number, game in enumerate(episodes, start=1):

@@ -435,6 +435,7 @@ def test_time_left_by_games_that_take_longer_than_the_window(stage: Stage) -> No
             stage.update(shard_report(), after_s=50.0)
         status = stage.update(shard_report(inserts=9, episodes=(game(1.0),)), after_s=50.0)
     assert status.eta_s == pytest.approx(47 * 450.0)
+    assert stage.update(shard_report(), after_s=400.0).eta_s == status.eta_s
 
 
 def test_progress_is_what_result_json_needs(stage: Stage) -> None:
