@@ -132,7 +132,6 @@ class Reporter:
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
-        self._num_ended = 0
         self._games_per_s = 0.0  # when the newest ended
         self._learner_step = learner_steps_before
         self._totals = ShardTotals(num_shards)
@@ -192,12 +191,12 @@ class Reporter:
         """
         self._restarts = restarts
         self._is_unwritten = True
+        ended_before = self._totals.episodes
         for index, shard in shards.items():
             self._book_shard(index, shard)
         self._inserted.update_total(self._totals.accepted)
-        if self._totals.episodes != self._num_ended:  # see Rate: games may come far apart
-            self._ended.add(self._totals.episodes - self._num_ended)
-            self._num_ended = self._totals.episodes
+        if ended := self._totals.episodes - ended_before:  # see Rate: games may come far apart
+            self._ended.add(ended)
             self._games_per_s = self._ended.per_second()
         if learner is not None:
             self._book_learner(learner)
