@@ -90,6 +90,10 @@ class Stepper(Protocol):
         """Send the weights as they are now."""
         ...
 
+    def publish_if_due(self) -> None:
+        """Send them if enough was learned since the last time."""
+        ...
+
     def report(self) -> LearnerReport:
         """Return what happened since the last report."""
         ...
@@ -203,10 +207,12 @@ class SerialRun:
                 writer.push(segments, games, player.drain_phases())
 
     def _learn(self) -> None:
+        learner = self._cores.learner
         for _ in range(self._most_steps):
-            if self._interrupts.requested.is_set() or not self._cores.learner.run_step(0.0):
-                return
+            if self._interrupts.requested.is_set() or not learner.run_step(0.0):
+                break
             self._report_if_due()  # a turn of large batches takes minutes
+        learner.publish_if_due()  # once a turn: nobody acted in between
 
     def _is_done(self) -> bool:
         shards = self._cores.shards

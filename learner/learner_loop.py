@@ -50,8 +50,10 @@ class LearnerLoop:
 
     The loop it lives in:
 
-        loop.publish()                               # before anything acts
-        while not done: loop.run_step(timeout_s)     # False: replay had nothing yet
+        loop.publish()                  # before anything acts
+        while not done:
+            loop.run_step(timeout_s)    # False: replay had nothing yet
+            loop.publish_if_due()
 
     Priorities of a step leave once the next step is launched, so a CUDA device never waits for
     them. What is not finite does not leave: no priority reaches replay, no weights an actor or a
@@ -132,6 +134,15 @@ class LearnerLoop:
         with self._timer.phase("publish"):
             self._send(Weights(self.version, self.weights(), self._agent_steps()))
 
+    def publish_if_due(self) -> None:
+        """Publish if enough learner steps were taken since the last time, and a second is over.
+
+        Raises:
+          FloatingPointError: as `weights`; nothing was sent.
+        """
+        if self._unpublished_steps() >= self._publish_period and self._is_second_over():
+            self.publish()
+
     def republish(self) -> None:
         """Send the weights sent last once more if the run has come to more agent steps since.
 
@@ -173,7 +184,7 @@ class LearnerLoop:
         the run has come to: the actors' exploration may follow these, and they come no other way.
 
         Raises:
-          FloatingPointError: as `flush_priorities` and `publish`.
+          FloatingPointError: as `flush_priorities`.
         """
         with self._timer.phase("wait"):
             fetched = self._fetcher.get(timeout_s)
@@ -191,8 +202,6 @@ class LearnerLoop:
         self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
         self._steps_since_report += 1
         self._samples += len(ids)
-        if self._unpublished_steps() >= self._publish_period and self._is_second_over():
-            self.publish()
         return True
 
     def flush_priorities(self) -> None:

@@ -143,6 +143,7 @@ class LearnerProcess:
             while not self._stop.is_set():
                 self._heartbeat.beat()
                 self._loop.run_step(timeout_s=0.2)
+                self._loop.publish_if_due()
                 self._sampler.version = self._loop.version
                 now_s = time.monotonic()
                 if now_s - reported_s >= _REPORT_S:

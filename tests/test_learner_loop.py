@@ -99,6 +99,7 @@ class Bench:
         for _ in range(steps):
             self.clock.now_s += seconds_each
             assert self.loop.run_step(0.5)
+            self.loop.publish_if_due()
 
     def _take_priorities(self, update: PriorityUpdate) -> None:
         self.events.append(f"priorities of {update.ids[0] // 10}")
@@ -232,6 +233,17 @@ def test_weights_go_out_again_as_they_were_sent_with_the_steps_of_now() -> None:
     assert (first.agent_steps, second.agent_steps) == (0, 40)
     assert second.buffer is first.buffer
     assert second.version == first.version
+
+
+def test_steps_alone_publish_nothing() -> None:
+    bench = Bench(period=1)
+    bench.loop.publish()
+    for _ in range(5):
+        bench.clock.now_s += 1.0
+        bench.loop.run_step(0.5)
+    bench.loop.publish_if_due()
+    bench.loop.publish_if_due()
+    assert [weights.version.learner_step for weights in bench.weights] == [0, 5]
 
 
 def test_first_step_publishes_if_nobody_did() -> None:

@@ -112,6 +112,11 @@ class Stage:
     def publish(self) -> None:
         self.diary.append("publish")
 
+    def publish_if_due(self) -> None:
+        assert self.waits == {"player 0"}
+        if self.diary[-1] == "learn":
+            self.diary.append("publish")
+
     def update(self, shards: dict[int, Any], learner: Any, restarts: dict[str, int]) -> None:
         assert list(shards) == [0] and learner is not None and restarts == {}
         self.diary.append("report")
@@ -178,6 +183,14 @@ def test_learner_moves_until_the_limiter_stops_it_and_then_the_actors(tmp_path: 
     stage = Stage(ratio=3)
     assert stage.run(tmp_path, total_frames=20) == "done"
     assert stage.moves == "plll" * 4
+
+
+def test_weights_go_out_at_the_end_of_the_learners_turn(tmp_path: Path) -> None:
+    stage = Stage(ratio=3)
+    stage.run(tmp_path, total_frames=10)
+    moves = [entry for entry in stage.diary if entry in ("push", "learn", "publish")]
+    turn = ["push", "learn", "learn", "learn", "publish"]
+    assert moves == ["publish", *turn, *turn, "publish"]
 
 
 def test_without_a_ratio_a_turn_of_the_learner_is_one_step(tmp_path: Path) -> None:
