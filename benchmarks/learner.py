@@ -104,6 +104,7 @@ def _one(
     def fed() -> None:
         if not loop.run_step(10.0):
             raise RuntimeError("the pipeline gave no batch in 10 s")
+        loop.publish_if_due()
 
     box = seconds / (3 * _ROUNDS)
     for step in (fed, floor_step):
