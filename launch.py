@@ -13,6 +13,7 @@ if __name__ == "__main__":
     end_at_once(130)  # the imports below take seconds, and a traceback would come of a Ctrl-C
 
 # isort: split
+import contextlib
 import dataclasses
 import math
 import os
@@ -21,6 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -41,19 +43,27 @@ from common.command_line import (
     refuse,
 )
 from common.config import Config
-from common.config_file import load_file
+from common.config_file import ConfigError, expect_no_module, load_file
 from common.console import Console
 from common.crew import Roles, cause_of
 from common.curves import NO_PAST, read_past
 from common.hparams import hparams_summary
-from common.networks import load_flat_state
+from common.networks import load_flat_state, state_bytes
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
 from common.ray_run import RayRun
 from common.reporter import Reporter
 from common.reports import EvaluationResult
 from common.run_ended import RunEnded
-from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
+from common.run_folder import (
+    About,
+    Result,
+    RunFolder,
+    RunFolderError,
+    for_shell,
+    total_memory_bytes,
+)
+from common.schema import shown
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
 from common.serial_run import Cores, SerialRun
@@ -63,15 +73,15 @@ from common.types import Batch, Weights
 from learner.assembly import (
     available_cores,
     checkpoint_payload,
+    expect_resumable,
     expect_same_network,
-    load_checkpoint,
     load_trained,
     make_learner,
     resolve_device,
     resolve_threads,
 )
 from learner.best_weights import BestWeights
-from learner.checkpoint import CheckpointFolder
+from learner.checkpoint import CheckpointFolder, load
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
 from learner.resume import AT_THE_BEGINNING, find_start
@@ -123,78 +133,141 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.join_cluster(command.address)
         except ConnectionError as error:
             refuse([str(error)])
-    console = Console(stream=sys.stdout, log_file=plan.folder.log, clock=time.monotonic)
-    reason, code, is_over = "failed", 1, False
+    starts_ray = not command.serial and command.address is None
     try:
-        plan.folder.create(plan.config, plan.spec.name, ["python", "launch.py", *sys.argv[1:]])
-        reporter = make_reporter(plan, console)
+        plan.folder.open(first_result(plan))
+        if not starts_ray:
+            plan.folder.begin(plan.config, plan.spec.name, typed_command())
     except RunFolderError as error:  # another run was faster
         refuse([str(error)])
     except OSError as error:
-        refuse([f"{plan.folder.path}: cannot be written: {error.strerror or error}"])
-    started_s = time.monotonic()
+        refuse([cannot_be_written(plan, error)])
+    console = Console(
+        stream=sys.stdout, log_file=plan.folder.place("log.txt"), clock=time.monotonic
+    )
     interrupts = Interrupts()
+    reporter: Reporter | None = None
+    started_s = time.monotonic()
+    reason, code, is_over = "failed", 1, False
     try:
         introduce(plan, command, console)
-        if not command.serial and command.address is None:
-            # Nothing to save yet, so here the first Ctrl-C ends it.
-            ray_session.start_local(dashboard=command.dashboard)
+        try:
+            if starts_ray:
+                # Nothing to save yet, so here the first Ctrl-C ends it.
+                ray_session.start_local(dashboard=command.dashboard)
+                # Only now is there a run: one whose Ray did not start leaves the folder free.
+                plan.folder.begin(plan.config, plan.spec.name, typed_command())
+            reporter = make_reporter(plan, console)
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise
+            refuse([cannot_be_written(plan, error)])
         with interrupts:
-            if command.serial:
-                reason = SerialRun(
-                    plan=plan,
-                    cores=make_serial_cores(plan, console, interrupts),
-                    reporter=reporter,
-                    note=console.note,
-                    interrupts=interrupts,
-                ).run()
-            else:
-                reason = RayRun(
-                    plan=plan,
-                    roles=Roles(Actor, Evaluator, LearnerServer, ReplayServer, WeightStore),
-                    reporter=reporter,
-                    console=console,
-                    interrupts=interrupts,
-                    on_evaluation=best_keeper(plan, console),
-                    is_local=command.address is None,
-                ).run()
-            code = 130 if interrupts.requested.is_set() else 0
-            is_over = reason != "interrupted"  # also where somebody would not wait for what follows
+            reason = run(plan, command, reporter, console, interrupts)
+        code = 130 if interrupts.requested.is_set() else 0
+        is_over = reason != "interrupted"  # also where somebody would not wait for what follows
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
         reason = cause_of(error)
         console.note(f"the run ended: {reason}")
     finally:
+        # Whatever becomes of the last words, nothing may stay behind.
+        with contextlib.ExitStack() as at_last:
+            at_last.callback(plan.folder.unlock)
+            at_last.callback(ray.shutdown)
+            conclude(plan, reporter, console, reason, time.monotonic() - started_s)
+            if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
+                console.note(f"continue with: {resume_command(plan, command)}")
+    return code
+
+
+def run(
+    plan: Plan, command: TrainCommand, reporter: Reporter, console: Console, interrupts: Interrupts
+) -> str:
+    """Turn the run, in this process or through Ray, and return why it ended."""
+    if command.serial:
+        return SerialRun(
+            plan=plan,
+            cores=make_serial_cores(plan, console, interrupts),
+            reporter=reporter,
+            note=console.note,
+            interrupts=interrupts,
+        ).run()
+    return RayRun(
+        plan=plan,
+        roles=Roles(Actor, Evaluator, LearnerServer, ReplayServer, WeightStore),
+        reporter=reporter,
+        console=console,
+        interrupts=interrupts,
+        on_evaluation=best_keeper(plan, console),
+        is_local=command.address is None,
+    ).run()
+
+
+def typed_command() -> list[str]:
+    """Return what the user typed."""
+    return ["python", "launch.py", *sys.argv[1:]]
+
+
+def first_result(plan: Plan) -> dict[str, Any]:
+    """Return what `result.json` says from the first second on."""
+    return {
+        "frames": plan.agent_steps_before * plan.spec.action_repeat_frames,
+        "agent_steps": plan.agent_steps_before,
+        "episodes": plan.episodes_before,
+        "seconds": round(plan.seconds_before, 1),
+        "learner_steps": plan.learner_steps_before,
+        "last_train_return": plan.result_before.get("last_train_return"),
+        "last_eval_score": plan.result_before.get("last_eval_score"),
+        "end_reason": "running",
+    }
+
+
+def conclude(
+    plan: Plan, reporter: Reporter | None, console: Console, reason: str, elapsed_s: float
+) -> None:
+    """Write and say what came of the run; there is no reporter where it did not even start."""
+    result = first_result(plan) | {
+        "seconds": round(plan.seconds_before + elapsed_s, 1),
+        "end_reason": reason,
+    }
+    if reporter is not None:
         progress = reporter.progress
-        before = plan.folder.read_json("result.json")  # of the start before, in a resumed run
-        score = _number(progress.last_eval_score)
-        result = {
+        result |= {
             "frames": progress.frames,
             "agent_steps": progress.agent_steps,
             "episodes": progress.episodes,
-            # Events know of starts that were killed, and may be lost themselves.
-            "seconds": round(
-                max(plan.seconds_before, before.get("seconds", 0.0)) + time.monotonic() - started_s,
-                1,
-            ),
             "learner_steps": progress.learner_steps,
             "last_train_return": _number(progress.last_train_return),
-            "last_eval_score": before.get("last_eval_score") if score is None else score,
-            "end_reason": reason,
         }
-        try:
-            plan.folder.write_json("result.json", result)
-        except OSError as error:
-            console.note(f"result.json cannot be written: {error.strerror or error}")
+        if math.isfinite(progress.last_eval_score):
+            result["last_eval_score"] = _number(progress.last_eval_score)
+    try:
+        plan.folder.write_json("result.json", result)
+    except OSError as error:
+        console.note(f"result.json cannot be written: {error.strerror or error}")
+    if reporter is not None:
         reporter.close()
-        console.close()  # the last status; notes may follow
-        console.note(f"{reason}: {result}")
-        if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
-            console.note(f"continue with: python launch.py --resume {plan.folder.path}")
-        ray.shutdown()
-        plan.folder.unlock()
-    return code
+    console.close()  # the last status; notes may follow
+    console.note(f"{reason}: {result}")
+
+
+def cannot_be_written(plan: Plan, error: OSError) -> str:
+    """Return the line about a folder that the disk refuses."""
+    return f"{plan.folder.path}: cannot be written: {error.strerror or error}"
+
+
+def resume_command(plan: Plan, command: TrainCommand) -> str:
+    """Return the command that goes on with the run, as it can be pasted into this shell."""
+    words = ["python", sys.argv[0], "--resume", for_shell(plan.folder.path)]
+    if command.serial:
+        words.append("--serial")
+    if command.address is not None:
+        words += ["--address", shlex.quote(command.address)]
+    if ":" in plan.config.env.id:  # a module is imported only where the command names it
+        words += ["--env", shlex.quote(plan.config.env.id)]
+    return " ".join(words)
 
 
 def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
@@ -211,22 +284,27 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         spec = resolve(config.env)
         problems += network_problems(config, spec)
     except ValueError as error:
-        problems.append(f"--env.id {config.env.id}: {error}")
+        problems.append(f"--env.id {shown(config.env.id)}: {error}")
     if command.serial and command.address is not None:
         problems.append("--serial: must not be given with --address")
-    if command.address is None and spec is not None:
+    if command.address is None and spec is not None and not problems:
         problems += machine_problems(
             config,
             spec,
+            weights_bytes=state_bytes(config.agent, spec),
+            is_serial=command.serial,
             memory_bytes=memory_bytes,
             cores=available_cores(),
             has_cuda=torch.cuda.is_available(),
         )
     start = AT_THE_BEGINNING
+    result: dict[str, Any] = {}
     try:
         if command.resume is not None:
             folder = RunFolder.of_run(command.resume)
-            start = find_start(folder, config)
+            start = find_start(folder, config, spec)
+            folder.read_json("run.json", About)
+            result = folder.read_json("result.json", Result)
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
@@ -264,7 +342,9 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         learner_steps_before=counters["learner_step"],
         samples_before=counters["samples"],
         returns_before=past.returns,
-        seconds_before=past.seconds,
+        # Events know of starts that were killed, and may be lost themselves.
+        seconds_before=max(past.seconds, result.get("seconds", 0.0)),
+        result_before=result,
         incarnations=start.incarnations,
     )
 
@@ -278,7 +358,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         return float(np.mean(each))
 
     first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
-    events = EventWriter(folder=plan.folder.path, flush_s=_FLUSH_S, first_frames=first_frames)
+    events = EventWriter(folder=plan.folder.place(), flush_s=_FLUSH_S, first_frames=first_frames)
     events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
     return Reporter(
         spec=plan.spec,
@@ -306,7 +386,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     console.note(f"settings:\n{settings_table(config)}")
     console.note(plan.spec.protocol)
     console.note(
-        f"run folder {plan.folder.path}; tensorboard --logdir {shlex.quote(str(plan.folder.path))}"
+        f"run folder {plan.folder.path}; tensorboard --logdir {for_shell(plan.folder.path)}"
     )
     device = config.learner.device
     if command.address is None and device == "auto" and resolve_device(device).type == "cpu":
@@ -360,7 +440,8 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     learner = make_learner(config, spec, device=device, serial=True)
     sampler = make_sampler(config, spec, shards=replay.handles, in_flight=1, rows_per_request=1)
     if plan.resume_from:
-        saved = load_checkpoint(Path(plan.resume_from))
+        path = Path(plan.resume_from)
+        saved = expect_resumable(path, load(path))
         learner.load_state_dict(saved["learner"])
         sampler.rng_state = saved["rng"]
     if incarnation > 0:
@@ -394,7 +475,7 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
         # A second of `LearnerLoop` is a learner step or an agent step here.
         clock=lambda: float(learner.learner_step + agent_steps()),
     )
-    folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
+    folder = CheckpointFolder(plan.folder.place("checkpoints"), config.checkpoint.keep)
     keep_best = best_keeper(plan, console)
 
     def save_all() -> str:
@@ -443,6 +524,10 @@ def evaluate(command: EvalCommand) -> int:
         path = CheckpointFolder(folder.checkpoints, 1).named(command.checkpoint)
         trained = load_trained(path)
         of_run = load_file(Config(), folder.config_file)
+        for config, where in ((trained.config, path), (of_run, folder.config_file)):
+            expect_no_module(config, str(where), command.env)
+        if problems := of_run.problems():
+            raise ConfigError([f"{folder.config_file}: {problem}" for problem in problems])
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import difflib
 import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from common.config import Config
-from common.config_file import ConfigError, overlay, read_file, to_dict
+from common.config_file import ConfigError, expect_no_module, overlay, read_file, to_dict
 from common.curves import is_average
 from common.goal import RETURN_GAMES
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
+from common.schema import one_line
 from common.seeding import MAX_GIVEN_SEED
+
+# Whatever a file or a path may hold, a line about it can be read.
+_MOST_CHARACTERS = 2_000
 
 # What a resumed run cannot change: it would be another network, another game, or another count of
 # frames; and the optimiser's kind comes with its state.
@@ -79,6 +84,9 @@ class EvalCommand:
     """Which weights."""
     seed: int = 10_000
     """Seeds the games and the exploration."""
+    env: Annotated[str | None, arg(metavar="ID", help_behavior_hint="")] = None
+    """The run's own environment, where its id names a module: no module is imported unless you name
+    it."""
     video: FlagCreatePairsOff[bool] = False
     """Also record one whole game as MP4 into the run's videos/."""
 
@@ -132,14 +140,20 @@ def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for flag in ("--preset", "--config", "--resume"):
         early.add_argument(flag, nargs="?")  # "?": that a value is missing is said below, by tyro
+    early.add_argument("--env", "--env.id", nargs="?", dest="env")
     known, _ = early.parse_known_args(arguments)
     base, changes, where, problems = _base(known.preset, known.config, known.resume)
+    try:
+        expect_no_module(base, where, known.env)
+    except ConfigError as error:  # before anybody looks at what the id means
+        refuse(error.problems)
     command: TrainCommand = tyro.cli(
         TrainCommand,
         args=_switched(arguments),
         prog="launch.py",
         default=TrainCommand(settings=base),
     )
+    command = _expanded(command)
     from_file = base.problems()  # presets have none
     for problem in command.settings.problems():
         problems.append(_in_file(problem, changes, where) if problem in from_file else problem)
@@ -174,12 +188,14 @@ def _base(
     """Return what flags are laid over, the file's part in it, its name, and what is wrong."""
     problems: list[str] = []
     config, changes = Config(), {}
-    where = "" if file is None else str(Path(file))
+    where = "" if file is None else file
     try:
         if resume is not None:
-            where = str(RunFolder.of_run(Path(resume)).config_file)
+            where = str(RunFolder.of_run(_expand(Path(resume))).config_file)
         if where:
-            changes = read_file(Path(where))
+            where = str(_expand(Path(where)))
+            # A link of the user's own is followed; in a run's folder there are none.
+            changes = read_file(Path(where) if resume else Path(where).resolve())
     except RunFolderError as error:
         return config, {}, "", [f"--resume {error}"]
     except ConfigError as error:
@@ -196,6 +212,28 @@ def _base(
             problems.append(f"{source}: must be one of {', '.join(PRESETS)}{hint}")
     config, misfits = overlay(config, changes, where)
     return config, changes, where, problems + misfits
+
+
+Command = TypeVar("Command", TrainCommand, EvalCommand, PlotCommand, BenchCommand)
+
+
+def _expanded(command: Command) -> Command:
+    """Return a command with `~` in its paths as a shell would have it; exit 2 if it cannot be."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(expanded, value))
+        return _expand(value) if isinstance(value, Path) else value
+
+    found = {field.name: getattr(command, field.name) for field in dataclasses.fields(command)}
+    return dataclasses.replace(command, **{name: expanded(value) for name, value in found.items()})
+
+
+def _expand(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of that name
+        refuse([f"{path}: must be a path; nobody has such a home folder"])
 
 
 def _in_file(problem: str, changes: Any, where: str) -> str:
@@ -226,9 +264,13 @@ def _resume_problems(saved: Config, preset: str | None, command: TrainCommand) -
     return problems
 
 
+def _parsed(kind: type[Command], arguments: Sequence[str], prog: str) -> Command:
+    return _expanded(tyro.cli(kind, args=list(arguments), prog=prog))
+
+
 def parse_eval(arguments: Sequence[str]) -> EvalCommand:
     """Return the eval command; exit 2 with clear lines otherwise."""
-    command = tyro.cli(EvalCommand, args=list(arguments), prog="launch.py eval")
+    command = _parsed(EvalCommand, arguments, "launch.py eval")
     problems = []
     if command.episodes < 1:
         problems.append(f"--episodes {command.episodes}: must be >= 1")
@@ -243,7 +285,7 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
 
 def parse_plot(arguments: Sequence[str]) -> PlotCommand:
     """Return the plot command; exit 2 with clear lines otherwise."""
-    command = tyro.cli(PlotCommand, args=list(arguments), prog="launch.py plot")
+    command = _parsed(PlotCommand, arguments, "launch.py plot")
     problems = []
     if not command.sources:
         problems.append("plot RUN_DIR: must be one run folder or more")
@@ -260,7 +302,7 @@ def parse_plot(arguments: Sequence[str]) -> PlotCommand:
 
 def parse_bench(arguments: Sequence[str]) -> BenchCommand:
     """Return the bench command; exit 2 with clear lines otherwise."""
-    command = tyro.cli(BenchCommand, args=list(arguments), prog="launch.py bench")
+    command = _parsed(BenchCommand, arguments, "launch.py bench")
     if not 0 < command.seconds < math.inf:
         refuse([f"--seconds {command.seconds}: must be finite and > 0"])
     return command
@@ -269,5 +311,5 @@ def parse_bench(arguments: Sequence[str]) -> BenchCommand:
 def refuse(problems: Sequence[str]) -> NoReturn:
     """Print one line per problem and exit 2."""
     for problem in problems:
-        print(f"launch.py: {problem}", file=sys.stderr)
+        print(f"launch.py: {one_line(problem, _MOST_CHARACTERS)}", file=sys.stderr)
     sys.exit(2)

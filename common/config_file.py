@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+import re
+import shlex
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from common.config import Config
+from common.files import UnreadableFile, read_text, write_whole
+from common.schema import Misfit, fit, quoted, shown
+
+# A run's own file has 3 kB.
+_MOST_BYTES = 1 << 16
 
 
 class ConfigError(ValueError):
@@ -73,65 +79,24 @@ def overlay(config: Config, changes: Any, where: str) -> tuple[Config, list[str]
 def _overlay(part: Any, changes: Any, where: str, prefix: str, found: list[str]) -> Any:
     if not isinstance(changes, Mapping):
         name = f"`{prefix.rstrip('.')}`" if prefix else "the file"
-        found.append(f"{where}: {name} is {changes!r}: must hold `key: value` lines")
+        found.append(f"{where}: {name} is {quoted(changes)}: must hold `key: value` lines")
         return part
     kinds = typing.get_type_hints(type(part))  # without Annotated
     known = {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
     replaced: dict[str, Any] = {}
     for key, value in changes.items():
-        name = f"{prefix}{key}"
+        name = f"{prefix}{shown(key)}"
         if key not in known:
-            found.append(f"{where}: unknown key `{name}`: must be one of {', '.join(known)}")
+            known_keys = ", ".join(known)
+            found.append(f"{where}: unknown key `{shown(name)}`: must be one of {known_keys}")
         elif dataclasses.is_dataclass(known[key]):
             replaced[key] = _overlay(known[key], value, where, f"{name}.", found)
         else:
             try:
-                replaced[key] = _fit(value, kinds[key])
-            except (ValueError, OverflowError):
-                found.append(f"{where}: `{name}` is {value!r}: must be {_describe(kinds[key])}")
+                replaced[key] = fit(value, kinds[key], name)
+            except Misfit as misfit:
+                found.append(f"{where}: {misfit}")
     return dataclasses.replace(part, **replaced)
-
-
-def _describe(kind: Any) -> str:
-    """Say in plain words which values `_fit` takes for `kind`."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(option) for option in options)
-    if origin is Literal:
-        return " or ".join(str(option) for option in options)
-    if origin is tuple:
-        return "a list, each " + _describe(options[0])
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    return words.get(kind, "null")
-
-
-def _fit(value: Any, kind: Any) -> Any:
-    """Return a YAML value as what `kind` asks for, or raise ValueError."""
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        for option in options:
-            try:
-                return _fit(value, option)
-            except ValueError:
-                continue
-        raise ValueError
-    if origin is Literal:
-        if value is False and "off" in options:  # YAML 1.1 reads `off` as false
-            return "off"
-        if value is True and "on" in options:
-            return "on"
-        if value in options:
-            return value
-        raise ValueError
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise ValueError
-        return tuple(_fit(item, options[0]) for item in value)
-    if kind is float and not isinstance(value, bool) and isinstance(value, int | float | str):
-        return float(value)  # YAML 1.1 reads 1e-4 as text
-    if type(value) is kind:
-        return value
-    raise ValueError
 
 
 def load_file(config: Config, path: Path) -> Config:
@@ -151,14 +116,60 @@ def read_file(path: Path) -> Any:
       ConfigError: the file cannot be read, or is not YAML.
     """
     try:
-        changes = yaml.safe_load(path.read_text(encoding="utf-8"))
-    # ValueError: not UTF-8, or a 31st of June.
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError([f"{path}: cannot be read: {reason}"]) from error
+        changes = yaml.load(read_text(path, _MOST_BYTES), _PlainLoader)
+    except UnreadableFile as error:
+        raise ConfigError([str(error)]) from error
+    except RecursionError as error:
+        raise ConfigError([f"{path}: cannot be read: is nested too deeply"]) from error
+    # ValueError: a 31st of June, a number with thousands of digits.
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigError([f"{path}: cannot be read: {' '.join(str(error).split())}"]) from error
     return {} if changes is None else changes
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases, by which a few lines would become gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Return the next node; see yaml.composer.Composer."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not allowed")
+        return super().compose_node(parent, index)
+
+
+# YAML 1.1 takes 1e-4 for text.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def expect_no_module(config: Config, where: str, said: str | None) -> None:
+    """Check that a file has nothing imported: only the command line names a module to import.
+
+    Args:
+      config: settings with the environment's id that the file gave.
+      where: what to call the file.
+      said: the id that the command line gave, None if it gave none.
+
+    Raises:
+      ConfigError: the id names a module, and the command line does not say the same.
+    """
+    name = config.env.id
+    if ":" in name and said != name:
+        raise ConfigError(
+            [
+                f"{where}: `env.id` is {shown(name)}: names a module, which would be imported and "
+                f"run; if you trust it, say so by --env {shlex.quote(shown(name))}"
+            ]
+        )
+
+
 def save_file(config: Config, path: Path) -> None:
-    """Write the resolved configuration as YAML."""
-    path.write_text(yaml.safe_dump(to_dict(config), sort_keys=False), encoding="utf-8")
+    """Write the resolved configuration as YAML, whole or not at all.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    write_whole(path, [yaml.safe_dump(to_dict(config), sort_keys=False).encode()])

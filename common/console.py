@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
-from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, TextIO
 
@@ -255,7 +254,7 @@ class Console:
     """
 
     def __init__(
-        self, *, stream: TextIO, log_file: Path | None, clock: Callable[[], float]
+        self, *, stream: TextIO, log_file: os.PathLike[str] | None, clock: Callable[[], float]
     ) -> None:
         """Print nothing yet.
 

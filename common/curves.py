@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
+import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.config import Config
 from common.config_file import ConfigError, overlay, read_file
+from common.files import UnreadableFile, read_json, write_whole
 from common.goal import RETURN_GAMES
-from common.run_folder import RunFolder
+from common.run_folder import About, RunFolder
 from common.schedules import epsilon_ladder
+from common.schema import SHARE, Bounds, counted, fit, shown
 from common.scores import RANDOM_AND_HUMAN
 from common.tags import (
     ACTORS_EPSILON,
@@ -51,11 +53,43 @@ the values; "plain" as they are."""
 SAVED_VALUES = 300
 
 _FORMAT = "troop-scalars-1"
+_MOST_BYTES = 1 << 26
 # What a saved file repeats of run.json: what it takes to judge or repeat the run.
 _ABOUT = (
     *("game", "command", "started", "git_commit", "git_changed", "versions", "machine"),
     "resumed",
 )
+
+
+class _Ladder(TypedDict):
+    environments: Annotated[int, counted(10**7)]
+    epsilon: Annotated[float, SHARE]
+    alpha: Annotated[float, Bounds(0.0, 1e6, "finite and >= 0", "<= 1e6")]
+
+
+class _AlwaysColumns(TypedDict):
+    frames: list[float]
+    seconds: list[float]
+    values: list[float]
+
+
+class _Columns(_AlwaysColumns, total=False):
+    games: list[float]
+    smooth: list[float]
+
+
+class _OlderSaved(TypedDict):
+    format: str
+    label: str
+    about: About
+    ladder: _Ladder | None
+    scalars: dict[str, _Columns]
+
+
+class _Saved(_OlderSaved, total=False):
+    """A file that `save_curves` wrote."""
+
+    average: float
 
 
 class Curve(NamedTuple):
@@ -211,11 +245,12 @@ def read_past(run_dir: Path, frames: int) -> Past:
     """Return what a run that goes on from `frames` has behind it."""
     scalars, sessions = read_events(run_dir)
     # A clock may have been set back.
-    seconds = sum(max(0.0, session.end_s - session.start_s) for session in sessions)
+    spans_s = [session.end_s - session.start_s for session in sessions]
+    seconds = sum(span_s for span_s in spans_s if 0.0 < span_s < math.inf)
     series = scalars.get(TRAIN_EPISODE_RETURN)
     if series is None:
         return Past((), seconds)
-    played = series.values[series.frames <= frames]
+    played = series.values[(series.frames <= frames) & np.isfinite(series.values)]
     return Past(tuple(map(float, played[-RETURN_GAMES:])), seconds)
 
 
@@ -265,7 +300,10 @@ def moving_average(values: NDArray[np.float64], window: int) -> NDArray[np.float
 
 def _about(run_dir: Path) -> dict[str, Any]:
     """Return what run.json says; {} where it cannot be read: the plots are as good without."""
-    about = RunFolder(run_dir).read_json("run.json")
+    try:
+        about = RunFolder(run_dir).read_json("run.json", About)
+    except UnreadableFile:
+        return {}
     return {key: about[key] for key in _ABOUT if key in about}
 
 
@@ -306,9 +344,7 @@ def save_curves(run: RunCurves, path: Path) -> None:
     text = json.dumps(head, indent=2).removesuffix("\n}")
     text += ',\n  "scalars": {\n' + ",\n".join(tags) + "\n  }\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, [text.encode()])
 
 
 def _columns(curve: Curve, tag: str) -> list[tuple[str, list[float]]]:
@@ -329,26 +365,23 @@ def _columns(curve: Curve, tag: str) -> list[tuple[str, list[float]]]:
 def _of_file(path: Path, average: float) -> RunCurves:
     """Return what `save_curves` wrote, its training returns averaged as asked for."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        # A link of the user's own is followed.
+        content = fit(read_json(path.resolve(), _MOST_BYTES), _Saved)
         if content["format"] != _FORMAT:
-            raise ValueError(f"its format is {content['format']}")
-        curves = {
-            tag: _of_columns(content["scalars"][tag]) for tag in KINDS if tag in content["scalars"]
-        }
-        ladder = content["ladder"]
+            raise ValueError(f"its format is {shown(content['format'])}")
+        scalars, ladder = content["scalars"], content["ladder"]
+        curves = {tag: _of_columns(scalars[tag]) for tag in KINDS if tag in scalars}
         run = RunCurves(
-            label=str(content["label"]),
-            about=dict(content["about"]),
+            label=shown(content["label"]),
+            about=content["about"],
             ladder=None if ladder is None else Ladder(**ladder),
             average=content.get("average", 100),  # of older files, which do not say
             curves=curves,
         )
         if not is_average(run.average):
             raise ValueError(f"its average is {run.average}")
-        if run.ladder is not None and len(run.ladder.rates) == 0:
-            raise ValueError("its ladder is empty")
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"{path}: is no file of `plot --save-scalars`, nor a run folder: {reason}"
         ) from error
@@ -358,15 +391,16 @@ def _of_file(path: Path, average: float) -> RunCurves:
 
 
 def _of_columns(columns: Mapping[str, Any]) -> Curve:
-    frames, seconds, games, values, smooth = (
-        np.array(columns[name], dtype=np.float64) if name in columns else None
-        for name in Curve._fields
+    frames, seconds, values = (
+        np.array(columns[name], dtype=np.float64) for name in ("frames", "seconds", "values")
     )
-    if frames is None or seconds is None or values is None:
-        raise ValueError("its columns must have frames, seconds and values")
+    games, smooth = (
+        np.array(columns[name], dtype=np.float64) if name in columns else None
+        for name in ("games", "smooth")
+    )
     curve = Curve(frames, seconds, games, values, values if smooth is None else smooth)
     lengths = {len(column) for column in curve if column is not None}
-    if frames.ndim != 1 or not len(frames) or len(lengths) != 1:
+    if not len(frames) or len(lengths) != 1:
         raise ValueError("its columns must be of one length >= 1")
     return curve
 
@@ -378,8 +412,8 @@ def _averaged_anew(run: RunCurves, average: float, path: Path) -> RunCurves:
         every_game = np.arange(1, len(curve.values) + 1)
         if curve.games is None or not np.array_equal(curve.games, every_game):
             raise ValueError(
-                f"{path}: its average must stay `--average {run.average}`, since the file does not "
-                "hold every game of the run"
+                f"{path}: its average must stay `--average {run.average:g}`, since the file does "
+                "not hold every game of the run"
             )
         smooth = average_returns(curve.values, average)
         curves[TRAIN_EPISODE_RETURN] = curve._replace(smooth=smooth)

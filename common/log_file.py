@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+
+from common.files import open_in_place
 
 
 class LogFile:
@@ -13,8 +16,9 @@ class LogFile:
     One thread at a time.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, place: os.PathLike[str]) -> None:
+        """Prepare; `place` says where the file is, and is asked each time."""
+        self._place = place
         self._missing = 0
 
     def append(self, text: str) -> str:
@@ -23,16 +27,17 @@ class LogFile:
         Returns:
           One line for the user where this is the first entry that cannot be written, else "".
         """
+        path = Path(self._place)
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         before = f"{stamp} (could not be written before this: {self._missing})\n"
         try:
-            _append(self._path, f"{before * bool(self._missing)}{stamp} {text}\n".encode())
+            _append(path, f"{before * bool(self._missing)}{stamp} {text}\n".encode())
         except OSError as error:
             self._missing += 1
             if self._missing > 1:
                 return ""
             return (
-                f"{self._path}: cannot be written ({error.strerror or error}); until it can, what "
+                f"{path}: cannot be written ({error.strerror or error}); until it can, what "
                 "is said here is not logged"
             )
         self._missing = 0
@@ -41,7 +46,7 @@ class LogFile:
 
 def _append(path: Path, data: bytes) -> None:
     """Append all of `data`, or nothing of it where the disk refuses a part."""
-    with path.open("ab", buffering=0) as file:
+    with os.fdopen(open_in_place(path, os.O_WRONLY | os.O_APPEND), "ab", buffering=0) as file:
         end = file.tell()
         try:
             while data:

@@ -134,8 +134,26 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     Raises:
       ValueError: the network cannot see observations of this shape.
     """
+    network = _plan_network(agent, spec)
+    network.to_empty(device="cpu")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    initialise(network, torch.Generator().manual_seed(0))
+    return network.eval()
+
+
+def state_bytes(agent: AgentConfig, spec: EnvironmentSpec) -> int:
+    """Return how many bytes the network's parameters and buffers have, without making it.
+
+    Raises:
+      ValueError: as `build_network`.
+    """
+    state = _plan_network(agent, spec).state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in state)
+
+
+def _plan_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
+    """Return the network on the meta device, where nothing is allocated or drawn."""
     observation = spec.observation
-    # On the meta device nothing is allocated or drawn; `initialise` writes every number once.
     with torch.device("meta"):
         if agent.network in _CONVOLUTIONAL:
             shape = _CONVOLUTIONAL[agent.network]
@@ -144,7 +162,7 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
         else:
             torso, features = _mlp_torso(observation, agent.hidden[:-1])
             hidden = agent.hidden[-1]
-        network = QNetwork(
+        return QNetwork(
             observation=observation,
             torso=torso,
             features=features,
@@ -152,10 +170,6 @@ def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
             num_actions=spec.num_actions,
             dueling=agent.dueling,
         )
-    network.to_empty(device="cpu")
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    initialise(network, torch.Generator().manual_seed(0))
-    return network.eval()
 
 
 class FrameDifferences(nn.Module):
@@ -259,6 +273,19 @@ def flatten_state(network: nn.Module) -> NDArray[np.uint8]:
     return flat
 
 
+def expect_flat_state(agent: AgentConfig, spec: EnvironmentSpec, buffer: NDArray[np.uint8]) -> None:
+    """Raise ValueError unless `buffer` is as long as the network's state, which is not made."""
+    _expect_buffer(buffer, state_bytes(agent, spec))
+
+
+def _expect_buffer(buffer: NDArray[np.uint8], num_bytes: int) -> None:
+    if buffer.dtype != np.uint8 or buffer.shape != (num_bytes,):
+        raise ValueError(
+            f"Expect `buffer` uint8[{num_bytes}], the weights of this network, "
+            f"actually: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
+        )
+
+
 def load_flat_state(network: nn.Module, buffer: NDArray[np.uint8]) -> None:
     """Write what `flatten_state` returned into a network of the same architecture, in place.
 
@@ -271,11 +298,7 @@ def load_flat_state(network: nn.Module, buffer: NDArray[np.uint8]) -> None:
     """
     tensors = list(network.state_dict().values())
     sizes = [tensor.numel() * tensor.element_size() for tensor in tensors]
-    if buffer.dtype != np.uint8 or buffer.shape != (sum(sizes),):
-        raise ValueError(
-            f"Expect `buffer` uint8[{sum(sizes)}], the weights of this network, "
-            f"actually: {buffer.dtype}[{', '.join(map(str, buffer.shape))}]"
-        )
+    _expect_buffer(buffer, sum(sizes))
     if not tensors:
         return
     flat = torch.from_numpy(buffer.copy()).to(tensors[0].device)

@@ -5,15 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from common.config import Config
 from common.run_folder import RunFolder
+from common.schema import shown
 from common.types import EnvironmentSpec
 
 # A row of replay beside its frame (measured: `launch.py bench replay`), and the share of a pixel
 # frame that is left of it on the games that compress worst.
 _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
+# What is set aside for a row that may come: itself, and two numbers of the sum tree.
+_LEAST_ROW_BYTES = 62
+# Of its own, beside what processes share (measured: docs/performance.md).
+_ACTOR_BYTES = 150_000_000
 # The convolutions of these networks leave nothing of a smaller picture.
 _LEAST_PIXELS = {"nature_cnn": 36, "nips_cnn": 20, "pixel_cnn": 29}
 
@@ -35,6 +41,7 @@ class Plan:
       samples_before: transitions trained on before it.
       returns_before: raw returns of the last training games before it (see common.goal).
       seconds_before: how long the run ran before it.
+      result_before: what `result.json` said of the start before, {} for a new run.
       incarnations: of each process, by "role/index", the number that is next to give.
     """
 
@@ -50,6 +57,7 @@ class Plan:
     samples_before: int
     returns_before: Sequence[float]
     seconds_before: float
+    result_before: Mapping[str, Any]
     incarnations: Mapping[str, int]
 
     @property
@@ -80,10 +88,22 @@ def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
 
 
 def machine_problems(
-    config: Config, spec: EnvironmentSpec, *, memory_bytes: int, cores: int, has_cuda: bool
+    config: Config,
+    spec: EnvironmentSpec,
+    *,
+    weights_bytes: int,
+    is_serial: bool,
+    memory_bytes: int,
+    cores: int,
+    has_cuda: bool,
 ) -> list[str]:
     """Return one line for each thing that the settings ask of this machine and it does not have."""
-    problems = []
+    problems = [
+        f"--{flag}: takes about {needed / 1e9:,.0f} GB at least, this machine has "
+        f"{memory_bytes / 1e9:.0f} GB"
+        for flag, needed in _needs(config, spec, weights_bytes, is_serial).items()
+        if needed > memory_bytes
+    ]
     if config.learner.device == "cuda" and not has_cuda:
         problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
     cpus, count = config.actor.cpus, config.actor.count
@@ -111,6 +131,26 @@ def machine_problems(
             "bound it by --replay.max-bytes"
         )
     return problems
+
+
+def _needs(
+    config: Config, spec: EnvironmentSpec, weights_bytes: int, is_serial: bool
+) -> dict[str, int]:
+    """Return what is taken, by flag and value, before anything is played or learned: bytes."""
+    actor, learner, replay = config.actor, config.learner, config.replay
+    observation_bytes = spec.observation.stack * spec.observation.frame_bytes
+    # An actor holds the frames of the segments that are not full yet.
+    open_bytes = actor.envs * actor.segment_transitions * spec.observation.frame_bytes
+    process_bytes = 0 if is_serial else _ACTOR_BYTES
+    return {
+        f"actor.count {actor.count}": actor.count * (process_bytes + weights_bytes + open_bytes),
+        f"learner.batch-size {learner.batch_size}": (
+            2 * learner.batch_size * observation_bytes * (learner.prefetch_batches + 1)
+        ),
+        # Weights, target, gradients and two moments.
+        f"agent.hidden {shown(config.agent.hidden)}": 5 * weights_bytes,
+        f"replay.capacity {replay.capacity}": replay.capacity * _LEAST_ROW_BYTES,
+    }
 
 
 def _bytes_per_transition(spec: EnvironmentSpec) -> int:

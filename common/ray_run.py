@@ -178,7 +178,7 @@ class RayRun:
         if role == "weight_store":
             return roles.weight_store.options(**options).remote()
         if role == "replay":
-            folder = plan.folder.snapshots(index).resolve()
+            folder = plan.folder.place("checkpoints", f"replay_{index}")
             shard = roles.replay.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,
@@ -233,6 +233,8 @@ class RayRun:
         """
         if self._is_local and (what := dead_daemon(self._plan.config.health.hang_s)):
             raise RunEnded(f"Ray died: {what}")
+        if moved := self._plan.folder.move_noticed():
+            self._console.note(moved)
         for name in [_LEARNER, *self._shards]:
             handle = self._crew.handle(name)
             if handle is not None and name not in self._asked:

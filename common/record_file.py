@@ -19,7 +19,7 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 class RecordFile:
     """Appends records to a file; after the first of them no error of the disk reaches the caller.
 
-        file = RecordFile(new_path=..., head=..., max_waiting_bytes=2**24)  # may raise OSError
+        file = RecordFile(folder=..., new_name=..., head=..., max_waiting_bytes=2**24)  # OSError?
         file.append(record)
         file.flush()                   # now and then; never raises OSError
         if file.trouble: ...           # why records wait
@@ -33,19 +33,26 @@ class RecordFile:
     """
 
     def __init__(
-        self, *, new_path: Callable[[], Path], head: Callable[[], bytes], max_waiting_bytes: int
+        self,
+        *,
+        folder: os.PathLike[str],
+        new_name: Callable[[], str],
+        head: Callable[[], bytes],
+        max_waiting_bytes: int,
     ) -> None:
         """Make the file.
 
         Args:
-          new_path: returns where a new file is to be, in a folder that exists.
+          folder: where the file is; asked each time, as it may be moved.
+          new_name: returns what a new file is to be called.
           head: returns what a new file begins with.
           max_waiting_bytes: beyond so much the oldest of the waiting records are lost.
 
         Raises:
           OSError: the file cannot be made, or its head not be written; there is none then.
         """
-        self._new_path = new_path
+        self._folder = folder
+        self._new_name = new_name
         self._head = head
         self._max_waiting_bytes = max_waiting_bytes
         self._waiting: deque[bytes] = deque()
@@ -53,12 +60,12 @@ class RecordFile:
         self._trouble = ""
         self._lost_records = 0
         self._is_closed = False
-        self._path, self._fd, self._end = self._make()
+        self._name, self._fd, self._end = self._make()
 
     @property
     def path(self) -> Path:
         """The file; the newest, where a first one was removed."""
-        return self._path
+        return Path(self._folder) / self._name
 
     @property
     def trouble(self) -> str:
@@ -77,7 +84,7 @@ class RecordFile:
 
     def append(self, record: bytes) -> None:
         """Add a record behind all others."""
-        assert not self._is_closed, self._path
+        assert not self._is_closed, self.path
         self._waiting.append(record)
         self._waiting_bytes += len(record)
         if self._waiting_bytes > self._max_waiting_bytes and not self._trouble:
@@ -93,12 +100,12 @@ class RecordFile:
         try:
             if not self._is_there():
                 gone = self._fd
-                self._path, self._fd, self._end = self._make()
+                self._name, self._fd, self._end = self._make()
                 with suppress(OSError):
                     os.close(gone)
             self._write_waiting()
         except OSError as error:
-            self._trouble = f"{self._path}: cannot be written: {error.strerror or error}"
+            self._trouble = f"{self.path}: cannot be written: {error.strerror or error}"
         else:
             self._trouble = ""
 
@@ -113,11 +120,13 @@ class RecordFile:
         try:
             os.close(self._fd)
         except OSError as error:  # a network's disk may have kept its refusal until now
-            self._trouble = f"{self._path}: cannot be written: {error.strerror or error}"
+            self._trouble = f"{self.path}: cannot be written: {error.strerror or error}"
 
-    def _make(self) -> tuple[Path, int, int]:
-        path = self._new_path()
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    def _make(self) -> tuple[str, int, int]:
+        name = self._new_name()
+        path = Path(self._folder) / name
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(path, flags, 0o666)
         try:
             head = self._head()
             _write_at(fd, head, 0)
@@ -126,12 +135,12 @@ class RecordFile:
             with suppress(OSError):
                 path.unlink()
             raise
-        return path, fd, len(head)
+        return name, fd, len(head)
 
     def _is_there(self) -> bool:
         """Return whether the name still leads to the open file, with all that was written."""
         try:
-            mine, named = os.fstat(self._fd), self._path.stat()
+            mine, named = os.fstat(self._fd), self.path.stat()
         except OSError as error:
             if error.errno in _GONE:
                 return False

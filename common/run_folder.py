@@ -6,6 +6,8 @@ import fcntl
 import json
 import os
 import platform
+import re
+import shlex
 import socket
 import subprocess
 import time
@@ -14,13 +16,24 @@ from collections.abc import Mapping
 from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypedDict
 
 from common.config import Config
 from common.config_file import save_file
+from common.files import UnreadableFile, find_link, open_in_place, read_json, remove, write_whole
+from common.schema import Bounds, Count, Misfit, fit, from_zero, one_line, shown
 from common.source import ROOT, VERSIONS, source_hash
 
 _LOCK = ".lock"
+# What a start that failed before it was a run leaves.
+_BEFORE_A_RUN = frozenset({_LOCK, "log.txt", "result.json"})
+_FOLDERS = ("checkpoints", "videos", "plots")
+# `run.json` gets 2 kB with each start.
+_MOST_JSON_BYTES = 1 << 24
+_SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
+# An insertion id has 16 bits for the incarnation (replay.storage).
+_INCARNATION = from_zero(2**16 - 2)
+_WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
 _NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 # Of the second and of the first version of Linux's control groups.
 _CONTAINER_LIMITS = (
@@ -33,16 +46,72 @@ class RunFolderError(ValueError):
     """A folder that cannot be used as asked; the text is one line for the user."""
 
 
+class Start(TypedDict, total=False):
+    """What `run.json` says of one start of the run."""
+
+    game: str
+    command: list[str]
+    started: str
+    git_commit: str | None
+    git_changed: bool | None
+    source_hash: str
+    python: str
+    versions: dict[str, str]
+    machine: dict[str, str | int | list[str]]
+
+
+class About(Start, total=False):
+    """`run.json`: its first start, and those that resumed it."""
+
+    resumed: list[Start]
+
+
+class Result(TypedDict, total=False):
+    """`result.json`: what came of the run so far; `end_reason` is "running" until it ends."""
+
+    frames: Count
+    agent_steps: Count
+    episodes: Count
+    seconds: Annotated[float, _SECONDS]
+    learner_steps: Count
+    last_train_return: float | None
+    last_eval_score: float | None
+    end_reason: str
+
+
 class RunFolder:
-    """Paths inside a run's folder.
+    """A run's folder, and the paths in it.
 
     `config.yaml`, `run.json`, `incarnations.json`, TensorBoard events, `checkpoints/`, `videos/`,
     `plots/`, `log.txt`, `result.json`; and `.lock`, which the process that trains holds.
+
+    Once it is opened the folder is known by itself and not by its name, so that whoever renames it
+    in the middle of a run makes no second one. It travels to other processes as what it is, too.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self._named = path
+        self._fd = -1
+        self._close: weakref.finalize[..., RunFolder] | None = None
         self._unlock: weakref.finalize[..., RunFolder] | None = None
+        self._last_seen = path
+
+    @property
+    def path(self) -> Path:
+        """Where the folder is now; while it is not open, the path that was given."""
+        if self._fd < 0 or _is_same(self._named, self._fd):
+            return self._named
+        return Path(os.readlink(f"/proc/self/fd/{self._fd}"))
+
+    def move_noticed(self) -> str:
+        """Return one line for the user if the folder was moved or removed since the last look."""
+        path, before = self.path, self._last_seen
+        self._last_seen = path
+        if path == before:
+            return ""
+        if os.fstat(self._fd).st_nlink == 0:
+            return f"the run folder {before} was removed: nothing more can be saved"
+        return f"the run folder {before} was moved; saving goes on in {path}"
 
     @property
     def config_file(self) -> Path:
@@ -62,6 +131,10 @@ class RunFolder:
     def log(self) -> Path:
         """What the console said."""
         return self.path / "log.txt"
+
+    def place(self, *parts: str) -> Place:
+        """Return a path below the folder that stays right when the folder is moved."""
+        return Place(self, *parts)
 
     @classmethod
     def for_new_run(cls, path: Path) -> RunFolder:
@@ -83,10 +156,11 @@ class RunFolder:
                     f"--run-dir {path}: is not a folder; must be a new or empty folder"
                 )
             if (path / "run.json").exists():
-                raise RunFolderError(
-                    f"--run-dir {path}: holds a run; go on with --resume {path}, or name another"
-                )
-            if any(entry.name != _LOCK for entry in path.iterdir()):  # of a start that failed
+                way = f"go on with --resume {for_shell(path)}"
+                if not any(path.glob("checkpoints/checkpoint_*.pt")):
+                    way = "it saved no checkpoint to resume from, so remove it"
+                raise RunFolderError(f"--run-dir {path}: holds a run; {way}, or name another")
+            if not cls(path)._may_become_a_run():
                 raise RunFolderError(
                     f"--run-dir {path}: holds files but is not a run; must be a new or empty folder"
                 )
@@ -97,67 +171,116 @@ class RunFolder:
             raise RunFolderError(f"--run-dir {path}: {parent} must be a folder that can be written")
         return cls(path)
 
+    def _may_become_a_run(self) -> bool:
+        """Return whether there is nothing in the folder, or what a start that failed left."""
+        names = {entry.name for entry in self.path.iterdir()}
+        try:
+            result = self.read_json("result.json", Result)
+        except UnreadableFile:
+            return False
+        return names <= _BEFORE_A_RUN and (
+            not result or result.keys() >= Result.__annotations__.keys()
+        )
+
     @classmethod
     def of_run(cls, path: Path) -> RunFolder:
         """Return the folder of a run that exists.
 
         Raises:
-          RunFolderError: there is none.
+          RunFolderError: there is none, or a link lies in it: whoever follows it reads or writes
+            somebody else's file.
         """
         try:
             is_run = all((path / name).is_file() for name in ("run.json", "config.yaml"))
+            link = find_link(path) if is_run else None
         except OSError as error:
             raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
         if not is_run:
             raise RunFolderError(f"{path}: is not a run folder (no run.json and config.yaml in it)")
+        if link is not None:
+            raise RunFolderError(f"{link}: is a link; a run folder with links in it is not used")
         return cls(path)
 
-    def create(self, config: Config, game: str, command: list[str]) -> None:
-        """Make the folder and say what the run is; `run.json`, which makes it a run, comes last.
+    def open(self, result: Mapping[str, Any]) -> None:
+        """Make the folder if need be, hold it, and keep other processes from training in it.
+
+        Args:
+          result: what is known of the run before it starts.
+
+        Raises:
+          RunFolderError: another process trains in it, or it cannot be made or written.
+          OSError: the result cannot be written.
+        """
+        try:
+            self._named.mkdir(parents=True, exist_ok=True)
+            self._hold(self._named)
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+        self.lock()
+        self.write_json("result.json", result)
+
+    def begin(self, config: Config, game: str, command: list[str]) -> None:
+        """Say what the run is; `run.json`, which makes the folder a run, comes last.
 
         A run that is resumed keeps what was said of its start; this start joins the list `resumed`.
 
+        Args:
+          config: the resolved settings.
+          game: short name of the environment.
+          command: what the user typed.
+
         Raises:
-          RunFolderError: another process trains in it.
-          OSError: it cannot be made or written.
+          OSError: it cannot be written; a new folder is empty again, so that it can be tried again.
+          UnreadableFile: the run's `run.json` is not what it has to be.
         """
         start = {"command": command, **facts()}
-        if before := self.read_json("run.json"):
+        before = self.read_json("run.json", About)
+        if before:
             about = before | {"resumed": [*before.get("resumed", []), start]}
         else:
             about = {"game": game, **start}
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.lock()
-        for folder in (self.checkpoints, self.path / "videos", self.path / "plots"):
-            folder.mkdir(parents=True, exist_ok=True)
-        save_file(config, self.config_file)
-        self.write_json("run.json", about)
+        try:
+            for name in _FOLDERS:
+                (self.path / name).mkdir(exist_ok=True)
+            save_file(config, self.config_file)
+            self.write_json("run.json", about)
+        except OSError:
+            if not before:
+                self._empty()
+            raise
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
+    def _empty(self) -> None:
+        """Take back what `begin` made."""
+        for name in ("config.yaml", *_FOLDERS):
+            with suppress(OSError):
+                (self.path / name).rmdir() if name in _FOLDERS else remove(self.path / name)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all.
 
         Raises:
           OSError: it cannot be written; an older one is still there.
         """
-        temporary = self.path / f".{name}.tmp"
-        try:
-            with temporary.open("w") as file:
-                file.write(json.dumps(content, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())  # else a power cut may leave an empty file
-            os.replace(temporary, self.path / name)
-        except BaseException:
-            with suppress(OSError):
-                temporary.unlink()
-            raise
+        write_whole(self.path / name, [(json.dumps(content, indent=2) + "\n").encode()])
 
-    def read_json(self, name: str) -> dict[str, Any]:
-        """Return what `write_json` wrote; {} where it is missing or damaged."""
-        try:
-            content = json.loads((self.path / name).read_text())
-        except (OSError, ValueError):
+    def read_json(self, name: str, kind: Any) -> dict[str, Any]:
+        """Return what `write_json` wrote, {} where there is no such file.
+
+        Args:
+          name: of the file.
+          kind: what it has to hold; see common.schema.
+
+        Raises:
+          UnreadableFile: it is no such thing; one line says where.
+        """
+        path = self.path / name
+        if not os.path.lexists(path):
             return {}
-        return content if isinstance(content, dict) else {}
+        try:
+            content: dict[str, Any] = fit(read_json(path, _MOST_JSON_BYTES), kind)
+        except Misfit as misfit:
+            raise UnreadableFile(f"{path}: cannot be read: {misfit}") from misfit
+        return content
 
     def write_incarnations(self, incarnations: Mapping[str, int]) -> None:
         """Keep which number each process's next incarnation gets, by "role/index".
@@ -171,22 +294,26 @@ class RunFolder:
         """Return what `write_incarnations` kept.
 
         Raises:
-          RunFolderError: the file is missing or damaged: numbers would be given twice.
+          UnreadableFile: the file is missing or damaged: numbers would be given twice.
         """
+        found = self.read_json("incarnations.json", dict[str, Annotated[int, _INCARNATION]])
         path = self.path / "incarnations.json"
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise RunFolderError(f"{path}: cannot be read: {error}") from error
-        if not isinstance(found, dict) or not all(
-            type(number) is int and number >= 0 for number in found.values()
-        ):
-            raise RunFolderError(f"{path}: cannot be read: does not hold whole numbers by name")
+        if not found:
+            raise UnreadableFile(f"{path}: cannot be read: it is not there, or says nothing")
+        if strange := [name for name in found if not _WORKER.fullmatch(name)]:
+            raise UnreadableFile(
+                f"{path}: cannot be read: {shown(strange[0])}: must be a role and an index"
+            )
         return found
 
-    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
-        """Travel to other processes as a path; the lock stays here."""
-        return RunFolder, (self.path.resolve(),)
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel to other processes; the lock stays here."""
+        path = self.path.resolve()
+        if self._fd < 0:
+            return RunFolder, (path,)
+        status = os.fstat(self._fd)
+        held = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
+        return _arrive, (path, held, (status.st_dev, status.st_ino))
 
     def lock(self) -> None:
         """Keep other processes from training in this folder while this object lives.
@@ -201,7 +328,7 @@ class RunFolder:
         if self._unlock is not None and self._unlock.alive:
             return
         try:
-            fd = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+            fd = open_in_place(self.path / _LOCK, os.O_RDWR)
         except OSError as error:
             raise self._cannot_be_written(error) from error
         try:
@@ -211,7 +338,8 @@ class RunFolder:
             os.pwrite(fd, owner, 0)
             os.ftruncate(fd, len(owner))
         except BlockingIOError as error:
-            pid, _, host = os.pread(fd, 1_000, 0).decode(errors="replace").strip().partition(" ")
+            said = os.pread(fd, 1_000, 0).decode(errors="replace").strip()
+            pid, _, host = one_line(said, 100).partition(" ")
             os.close(fd)
             raise RunFolderError(f"{self.path}: is in use by process {pid} on {host}") from error
         except OSError as error:
@@ -233,8 +361,54 @@ class RunFolder:
         self.lock()
         self.unlock()
 
+    def _hold(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self._fd)
+
     def _cannot_be_written(self, error: OSError) -> RunFolderError:
         return RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}")
+
+
+class Place(os.PathLike[str]):
+    """A path below a run's folder, wherever that is by now; `Path(place)` is where it is."""
+
+    def __init__(self, folder: RunFolder, *parts: str) -> None:
+        self._folder = folder
+        self._parts = parts
+
+    def __fspath__(self) -> str:
+        """Return the path as it is now."""
+        return str(self._folder.path.joinpath(*self._parts))
+
+
+def for_shell(path: Path) -> str:
+    """Return a path as it can be pasted behind a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
+def _arrive(path: Path, held: Path, identity: tuple[int, int]) -> RunFolder:
+    """Return in another process the folder that one holds: by its hold if that is within reach.
+
+    On another host it is found by its name, and made where it is not there.
+    """
+    folder = RunFolder(path)
+    for place in (held, path):
+        with suppress(OSError):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) == identity:
+                folder._hold(place)
+                return folder
+    path.mkdir(parents=True, exist_ok=True)
+    folder._hold(path)
+    return folder
+
+
+def _is_same(path: Path, fd: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(fd))
+    except OSError:
+        return False
 
 
 def _lock_file(fd: int) -> None:

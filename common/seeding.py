@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+
+from common.schema import quoted
 
 # ale-py takes its seeds as C++ ints.
 _SEED_LIMIT = 2**31
@@ -60,3 +64,19 @@ def derive_environment_seed(run_seed: int, actor: int, envs_per_actor: int) -> i
             f"Expect `actor` * `envs_per_actor` < 2**30, actually: {actor * envs_per_actor}"
         )
     return seed
+
+
+def expect_generator_state(state: Mapping[str, Any]) -> None:
+    """Check that a generator could go on from a state out of a file.
+
+    Args:
+      state: as numpy's `bit_generator.state` of a generator of `default_rng`.
+
+    Raises:
+      ValueError: none could.
+    """
+    try:
+        np.random.default_rng(0).bit_generator.state = state
+    # What numpy says depends on where it stumbles.
+    except (ValueError, TypeError, LookupError, OverflowError) as error:
+        raise ValueError(f"Expect the state of a generator, actually: {quoted(state)}") from error

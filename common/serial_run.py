@@ -226,6 +226,8 @@ class SerialRun:
             self._report()
 
     def _report(self) -> None:
+        if moved := self._plan.folder.move_noticed():
+            self._note(moved)
         reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}
         self._reporter.update(reports, self._cores.learner.report(), {})
 

@@ -26,6 +26,7 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from common.files import UnreadableFile, open_regular
 from common.record_file import RecordFile
 
 # What a user of TensorBoard is promised to wait at most.
@@ -34,6 +35,10 @@ MAX_FLUSH_S = 10.0
 _MAX_WAITING_BYTES = 16 * 2**20
 
 _FILE_PREFIX = "events.out.tfevents."
+# Seconds since the epoch, until the year 5138; anything longer was not given by a clock.
+_MOST_STAMP_DIGITS = 11
+# Ten years of rows.
+_MOST_BYTES = 1 << 36
 _FILE_VERSION = "brain.Event:2"
 
 
@@ -101,17 +106,17 @@ class EventWriter:
     Any number of threads may call it. A thread of its own flushes the file.
     """
 
-    def __init__(self, *, folder: Path, flush_s: float, first_frames: int) -> None:
-        """Create the folder, if need be, and the file.
+    def __init__(self, *, folder: os.PathLike[str], flush_s: float, first_frames: int) -> None:
+        """Create the file.
 
         Args:
-          folder: where the event files of the run lie.
+          folder: where the event files of the run lie; asked each time, as it may be moved.
           flush_s: a value is in the file after at most so many seconds.
           first_frames: 0 for a new run; the checkpoint's frame count when resuming, and then this
             writer's values begin one frame later.
 
         Raises:
-          OSError: folder or file cannot be made.
+          OSError: the file cannot be made.
         """
         if not 0 < flush_s <= MAX_FLUSH_S:
             raise ValueError(f"Expect 0 < `flush_s` <= {MAX_FLUSH_S:g}, actually: {flush_s}")
@@ -124,7 +129,10 @@ class EventWriter:
         self._last_frames: dict[str, int] = {}
         self._closing = threading.Event()
         self._file = RecordFile(
-            new_path=self._new_path, head=self._head, max_waiting_bytes=_MAX_WAITING_BYTES
+            folder=folder,
+            new_name=self._new_name,
+            head=self._head,
+            max_waiting_bytes=_MAX_WAITING_BYTES,
         )
         self._flusher = threading.Thread(
             target=self._keep_flushing, args=(flush_s,), name="event-flusher", daemon=True
@@ -205,9 +213,8 @@ class EventWriter:
             raise ValueError(f"Expect an open event file, actually closed: {self.path}")
         self._file.append(_record(event))
 
-    def _new_path(self) -> Path:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        return _next_file(self._folder)
+    def _new_name(self) -> str:
+        return _next_name(Path(self._folder))
 
     def _head(self) -> bytes:
         now_s = time.time()
@@ -227,15 +234,15 @@ def _record(event: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _next_file(folder: Path) -> Path:
+def _next_name(folder: Path) -> str:
     """Return a new name that sorts after all others: readers go by the order of the names."""
     second = int(time.time())
     for path in folder.glob(_FILE_PREFIX + "*"):
         stamp = path.name.removeprefix(_FILE_PREFIX).split(".")[0]
         # Also where the other file was written in this second, or by a clock that ran ahead.
-        if stamp.isdigit():
+        if stamp.isdecimal() and len(stamp) <= _MOST_STAMP_DIGITS:
             second = max(second, int(stamp) + 1)
-    return folder / f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
+    return f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 def event_files(folder: Path) -> list[Path]:
@@ -304,16 +311,20 @@ def _events(path: Path) -> Iterator[Any]:
     """Yield the file's whole events (TFRecord: length, its checksum, data, the data's checksum).
 
     Only the length's checksum is looked at: in pure Python the data's takes longer than all the
-    rest together.
+    rest together. Of what is no file that can be read there are none: a run is as good without.
     """
-    with path.open("rb") as file:
+    try:
+        file = open_regular(path, _MOST_BYTES)
+    except (UnreadableFile, OSError):
+        return
+    with file:
+        left = os.fstat(file.fileno()).st_size
         while len(header := file.read(12)) == 12:
             length, checksum = struct.unpack("<QI", header)
-            if masked_crc32c(header[:8]) != checksum:
+            left -= len(header) + length + 4
+            if left < 0 or masked_crc32c(header[:8]) != checksum:
                 return
             data = file.read(length + 4)
-            if len(data) < length + 4:
-                return
             try:
                 yield event_pb2.Event.FromString(data[:length])
             except DecodeError:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import torch
 
 from common.config import Config
-from common.config_file import override, to_dict
-from common.networks import QNetwork, build_network, load_flat_state
-from common.seeding import derive_seed
+from common.config_file import ConfigError, override, to_dict
+from common.networks import (
+    QNetwork,
+    build_network,
+    expect_flat_state,
+    load_flat_state,
+)
+from common.schema import Count, Misfit, counted, fit, one_line, shown
+from common.seeding import derive_seed, expect_generator_state
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
 from learner.learner import Learner, compiler_available
@@ -114,27 +120,100 @@ def checkpoint_payload(
     }
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+class Counters(TypedDict):
+    """How far the run was."""
+
+    learner_step: Count
+    agent_steps: Count
+    incarnation: Count
+
+
+class AllCounters(Counters):
+    """How far the run was, as those count who go on with it."""
+
+    samples: Count
+    episodes: Count
+
+
+class _Saved(TypedDict):
+    format: Literal[2]
+    config: dict[str, Any]
+    spec: dict[str, Any]
+    weights: torch.Tensor
+
+
+class Playable(_Saved):
+    """What any checkpoint holds: enough to play."""
+
+    counters: Counters
+
+
+class OptimizerState(TypedDict):
+    """See learner.optimizers."""
+
+    name: str
+    state: dict[str, list[torch.Tensor]]
+
+
+class LearnerState(TypedDict):
+    """What Learner.state_dict returns."""
+
+    network: dict[str, torch.Tensor]
+    target: dict[str, torch.Tensor]
+    optimizer: OptimizerState
+    learner_step: Count
+    episodes: Count
+
+
+class Resumable(_Saved):
+    """What a checkpoint holds for those who go on."""
+
+    counters: AllCounters
+    learner: LearnerState
+    rng: dict[str, Any]
+
+
+def load_playable(path: Path) -> dict[str, Any]:
     """Return what `checkpoint_payload` or `weights_payload` wrote.
 
     Raises:
       CheckpointError: the file is not there, damaged, or no checkpoint of this format.
     """
-    return expect_format(path, load(path))
+    return _expect(path, load(path), Playable)
 
 
-def expect_format(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
+def expect_resumable(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     """Return the payload that was read from `path`.
 
     Raises:
-      CheckpointError: neither `checkpoint_payload` nor `weights_payload` made it.
+      CheckpointError: it is not what `checkpoint_payload` made, or nobody could learn on with it.
     """
-    missing = {"config", "spec", "weights", "counters"} - payload.keys()
-    if payload.get("format") != CHECKPOINT_FORMAT or missing:
+    payload = _expect(path, payload, Resumable)
+    state = payload["learner"]
+    moments = state["optimizer"]["state"].items()
+    tensors = [*state["network"].items(), *state["target"].items()]
+    tensors += [(name, tensor) for name, some in moments for tensor in some]
+    try:
+        expect_generator_state(payload["rng"])
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and not tensor.isfinite().all():
+                raise ValueError(f"`{shown(name)}` is not finite")
+    except (ValueError, RuntimeError) as error:  # torch's, of tensors that it cannot look at
+        reason = one_line(str(error) or type(error).__name__, 200)
+        raise CheckpointError(f"{path}: holds nothing to go on with: {reason}") from error
+    return payload
+
+
+def _expect(path: Path, payload: dict[str, Any], kind: Any) -> dict[str, Any]:
+    if payload.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: is no checkpoint of format {CHECKPOINT_FORMAT} of this program"
         )
-    return payload
+    try:
+        fitted: dict[str, Any] = fit(payload, kind)
+    except Misfit as misfit:
+        raise CheckpointError(f"{path}: cannot be used: {misfit}") from misfit
+    return fitted
 
 
 class Trained(NamedTuple):
@@ -176,17 +255,23 @@ def load_trained(path: Path) -> Trained:
       CheckpointError: the file is not there, damaged, no checkpoint of this format, or its weights
         are not those of the network it speaks of; one line says which.
     """
-    payload = load_checkpoint(path)
+    payload = load_playable(path)
     try:
         config = override(Config(), payload["config"], str(path))
+        if problems := config.problems():
+            raise ConfigError(problems)
         spec = spec_from_dict(payload["spec"])
         weights = weights_from_payload(payload)
+        # Before a network of any size at all is made for them.
+        expect_flat_state(config.agent, spec, weights.buffer)
         network = build_network(config.agent, spec)
         load_flat_state(network, weights.buffer)
     # What a dictionary of anything at all may lead to; ConfigError is a ValueError.
     except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
         reason = "; ".join(str(error).strip().splitlines()) or type(error).__name__
-        raise CheckpointError(f"{path}: holds no network that can be played: {reason}") from error
+        raise CheckpointError(
+            f"{path}: holds no network that can be played: {one_line(reason, 400)}"
+        ) from error
     return Trained(config, spec, weights, network)
 
 
@@ -256,6 +341,20 @@ def weights_from_payload(payload: dict[str, Any]) -> Weights:
     return Weights(version, payload["weights"].numpy(), counters["agent_steps"])
 
 
+class _Observation(TypedDict):
+    frame_shape: tuple[Annotated[int, counted(10**6)], ...]
+    dtype: Literal["uint8", "float32"]
+    stack: Annotated[int, counted(255)]
+
+
+class _Spec(TypedDict):
+    name: str
+    observation: _Observation
+    num_actions: Annotated[int, counted(10**6)]
+    action_repeat_frames: Annotated[int, counted(10**6)]
+    protocol: str
+
+
 def spec_to_dict(spec: EnvironmentSpec) -> dict[str, Any]:
     """Return the spec as plain values."""
     plain = spec._asdict()
@@ -265,7 +364,10 @@ def spec_to_dict(spec: EnvironmentSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(plain: dict[str, Any]) -> EnvironmentSpec:
-    """Return the spec that `spec_to_dict` wrote."""
-    observation = dict(plain["observation"])
-    observation["frame_shape"] = tuple(observation["frame_shape"])
-    return EnvironmentSpec(**{**plain, "observation": ObservationSpec(**observation)})
+    """Return the spec that `spec_to_dict` wrote.
+
+    Raises:
+      Misfit: it did not.
+    """
+    spec = fit(plain, _Spec, "spec")
+    return EnvironmentSpec(**{**spec, "observation": ObservationSpec(**spec["observation"])})

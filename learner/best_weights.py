@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from pathlib import Path
 
 from common.plan import Plan
 from common.reports import EvaluationResult
 from common.types import Weights
-from learner.assembly import load_checkpoint, weights_payload
+from learner.assembly import load_playable, weights_payload
 from learner.checkpoint import CheckpointError, save
 
 
@@ -18,11 +19,14 @@ class BestWeights:
     def __init__(self, plan: Plan) -> None:
         """Go on from the best so far."""
         self._plan = plan
-        self._path = plan.folder.checkpoints / "best.pt"
+        self._place = plan.folder.place("checkpoints", "best.pt")
         self._score = -math.inf
-        if plan.resume_from and self._path.exists():
+        path = Path(self._place)
+        if plan.resume_from and path.exists():
             with suppress(CheckpointError):  # damaged: the next evaluation replaces it
-                self._score = load_checkpoint(self._path)["score"]
+                score = load_playable(path).get("score")
+                if type(score) is float and math.isfinite(score):
+                    self._score = score
 
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
         """Save the weights that played, unless others scored better.
@@ -32,6 +36,7 @@ class BestWeights:
         """
         score = float(result.returns.mean())
         if score >= self._score:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            save(self._path, weights_payload(self._plan.config, self._plan.spec, weights, score))
+            path = Path(self._place)
+            path.parent.mkdir(exist_ok=True)
+            save(path, weights_payload(self._plan.config, self._plan.spec, weights, score))
             self._score = score

@@ -9,14 +9,26 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
+from common.files import open_regular, remove_leftovers, write_whole
+from common.schema import Count, fit, one_line
+
 _NAME = re.compile(r"checkpoint_(\d{10,})\.pt")
 _BEST = "best.pt"
+# More than any network of ours with its optimiser.
+_MOST_BYTES = 1 << 35
+# Damage in the archive's directory, or inside the pickle, may end in any of these.
+_UNREADABLE = (
+    *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile),
+    *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
+    *(ArithmeticError, MemoryError, struct.error, zlib.error),
+)
 # What torch.load(weights_only=True) takes back, besides tensors. Exact types: numpy's float64 is a
 # float, too.
 _PLAIN_TYPES = (bool, int, float, str, type(None))
@@ -27,12 +39,12 @@ class CheckpointError(ValueError):
 
 
 class SoundCheckpoint(NamedTuple):
-    """The newest checkpoint that can be read.
+    """The newest checkpoint that can be used.
 
     Fields:
       path: where it is.
       payload: what it holds, as `load` returns it.
-      skipped: one line for each newer one, newest first: why it could not be read.
+      skipped: one line for each that was passed over: why.
     """
 
     path: Path
@@ -56,24 +68,7 @@ def save(path: Path, payload: dict[str, Any]) -> None:
     # archive's position.
     buffer = io.BytesIO()
     torch.save(payload, buffer)
-    # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
-    # The rename itself is on the disk only once the folder is.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    write_whole(path, [buffer.getbuffer()])
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -83,26 +78,25 @@ def load(path: Path) -> dict[str, Any]:
       CheckpointError: the file is missing, unreadable, truncated, damaged or something else; one
         line says which.
     """
-    if not path.is_file():
-        raise CheckpointError(f"Expect a checkpoint at {path}, actually: no such file")
-    # Torch's own reader tells a truncated file from a foreign one by guessing; the archive's
-    # directory knows.
-    if not _is_archive(path):
-        raise CheckpointError(
-            f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
-        )
     try:
-        _expect_undamaged(path)
-        payload = torch.load(path, weights_only=True, map_location="cpu")
-    # Damage in the archive's directory, or inside the pickle, may end in any of these.
-    except (
-        *(OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile),
-        *(LookupError, ValueError, TypeError, AttributeError, AssertionError),
-        *(ArithmeticError, struct.error, zlib.error),
-    ) as error:
-        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        with open_regular(path, _MOST_BYTES) as file:
+            # Torch's own reader tells a truncated file from a foreign one by guessing; the
+            # archive's directory knows.
+            if not _is_archive(file):
+                raise CheckpointError(
+                    f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
+                )
+            _expect_undamaged(file)
+            file.seek(0)
+            payload = torch.load(file, weights_only=True, map_location="cpu")
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise CheckpointError(f"Expect a checkpoint at {path}, actually: no such file") from error
+    except _UNREADABLE as error:
+        reason = str(error).strip().split("\n", maxsplit=1)[0] or type(error).__name__
         raise CheckpointError(
-            f"Expect a checkpoint at {path}, actually unreadable: {reason}"
+            f"Expect a checkpoint at {path}, actually unreadable: {one_line(reason, 300)}"
         ) from error
     if not isinstance(payload, dict):
         raise CheckpointError(
@@ -111,20 +105,25 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
-def _is_archive(path: Path) -> bool:
+def _is_archive(file: BinaryIO) -> bool:
     try:
-        return zipfile.is_zipfile(path)
+        return zipfile.is_zipfile(file)
     except zipfile.BadZipFile:
         return True  # with a damaged end
 
 
-def _expect_undamaged(path: Path) -> None:
+def _expect_undamaged(file: BinaryIO) -> None:
     """Compare the archive's checksums, which torch does not; half as long as its own reading."""
-    with zipfile.ZipFile(path) as archive:
+    num_bytes = os.fstat(file.fileno()).st_size
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # Torch compresses nothing. What would become larger than the file is somebody's bomb.
+        if sum(member.file_size for member in members) > num_bytes:
+            raise zipfile.BadZipFile("it holds more than its own size")
         damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"damaged in {damaged}")
-        for member in archive.infolist():
+        for member in members:
             # Torch writes none. Of a member that one flipped bit makes a folder it reads nothing,
             # and hands out memory as it finds it.
             if member.external_attr:
@@ -154,20 +153,45 @@ def _delete(paths: list[Path]) -> None:
             path.unlink()
 
 
-class CheckpointFolder:
-    """The last few checkpoints of a run, and the best one. One writer; readers at any time."""
+class _Order(NamedTuple):
+    """Which of two checkpoints is the newer one.
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    Fields:
+      is_readable: whether its directory can be read; who knows how old it is otherwise?
+      incarnation: of the learner that wrote it.
+      save: how many that one had written, this one included; 0 in older files, which do not say.
+      learner_step: of its name, last of all: a learner that came back may have gone back.
+    """
+
+    is_readable: bool
+    incarnation: int
+    save: int
+    learner_step: int
+
+
+class CheckpointFolder:
+    """The last few checkpoints of a run, and the best one. One writer; readers at any time.
+
+    What is newest is what lies on the disk, whoever has heard of it.
+    """
+
+    def __init__(self, folder: os.PathLike[str], keep: int) -> None:
         """Open the folder; it is made with the first checkpoint.
 
         Args:
-          folder: where the checkpoints are.
+          folder: where the checkpoints are; asked each time, as it may be moved.
           keep: newest checkpoints that survive a save, >= 1; `best` is never deleted.
         """
         if keep < 1:
             raise ValueError(f"Expect `keep` >= 1, actually: {keep}")
-        self._folder = folder
+        self._where = folder
         self._keep = keep
+        self._orders: dict[tuple[str, int], _Order] = {}  # by name and time of writing in ns
+        self._saves = 0
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._where)
 
     @property
     def best(self) -> Path:
@@ -177,40 +201,54 @@ class CheckpointFolder:
     def save(self, payload: dict[str, Any], learner_step: int) -> Path:
         """Write a checkpoint, delete old ones, and return its path.
 
+        Its `counters`, if it has such, get the number of the save: that tells the newest.
+
         Raises:
           OSError: it could not be written; those written before are still there.
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder
+        folder.mkdir(exist_ok=True)
         # Of a writer that was killed; first of all, since the disk may need the room.
-        _delete(list(self._folder.glob(".checkpoint_*.tmp")))
-        path = self._folder / f"checkpoint_{learner_step:010d}.pt"
+        remove_leftovers(folder)
+        path = folder / f"checkpoint_{learner_step:010d}.pt"
+        self._saves += 1
+        if "counters" in payload:
+            payload = payload | {"counters": payload["counters"] | {"save": self._saves}}
         save(path, payload)
-        # A resumed run may have gone back behind others.
         _delete([old for old in self._paths()[: -self._keep] if old != path])
         return path
 
     def newest(self) -> Path | None:
-        """Return the checkpoint with the most learner steps, None before the first."""
+        """Return the newest checkpoint, None before the first."""
         paths = self._paths()
         return paths[-1] if paths else None
 
-    def newest_sound(self) -> SoundCheckpoint | None:
-        """Return the newest checkpoint that `load` takes, None where there are none at all.
+    def newest_sound(
+        self, expect: Callable[[Path, dict[str, Any]], dict[str, Any]]
+    ) -> SoundCheckpoint | None:
+        """Return the newest checkpoint that can be used, None where there are none at all.
+
+        Args:
+          expect: returns the payload that was read from a path, and raises CheckpointError where it
+            is not what it has to be.
 
         Raises:
-          CheckpointError: there are some, and all are damaged; one line about the newest.
+          CheckpointError: there are some, and none can be used; one line about the newest.
         """
         errors: list[CheckpointError] = []
+        sound: SoundCheckpoint | None = None
         for path in reversed(self._paths()):
+            if sound is not None and self._order_of(path).is_readable:
+                continue  # an older one
             try:
-                payload = load(path)
+                payload = expect(path, load(path))
             except CheckpointError as error:
                 errors.append(error)
             else:
-                return SoundCheckpoint(path, payload, [str(error) for error in errors])
-        if errors:
+                sound = SoundCheckpoint(path, payload, [])
+        if sound is None and errors:
             raise errors[0]
-        return None
+        return sound and sound._replace(skipped=[str(error) for error in errors])
 
     def named(self, name: str) -> Path:
         """Return the checkpoint that a user means by `last`, `best` or a path.
@@ -221,19 +259,39 @@ class CheckpointFolder:
         if name == "best":
             return self.best
         if name != "last":
-            return Path(name)
+            return Path(name).expanduser().resolve()  # links of the user's own are followed
         newest = self.newest()
         if newest is None:
             raise CheckpointError(f"{self._folder}: has no checkpoint yet")
         return newest
 
     def _paths(self) -> list[Path]:
-        """Return the checkpoints by learner step."""
-        if not self._folder.is_dir():
+        """Return the checkpoints, oldest first; in front of all those that cannot be read."""
+        folder = self._folder
+        if not folder.is_dir():
             return []
-        found = [
-            (match, path)
-            for path in self._folder.iterdir()
-            if (match := _NAME.fullmatch(path.name))
-        ]
-        return [path for match, path in sorted(found, key=lambda item: int(item[0][1]))]
+        found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, key=self._order_of)
+
+    def _order_of(self, path: Path) -> _Order:
+        try:
+            key = (path.name, path.lstat().st_mtime_ns)
+        except FileNotFoundError:  # its writer has deleted it
+            return _Order(False, 0, 0, 0)
+        if key not in self._orders:
+            self._orders[key] = _read_order(path)
+        return self._orders[key]
+
+
+def _read_order(path: Path) -> _Order:
+    """Read what a file says of its age; no tensor is read for it."""
+    step = int(path.stem.rpartition("_")[2])
+    try:
+        with open_regular(path, _MOST_BYTES) as file:
+            name = f"/proc/self/fd/{file.fileno()}"
+            payload = torch.load(name, weights_only=True, map_location="cpu", mmap=True)
+        counters = payload.get("counters", {})
+        incarnation, save = (fit(counters.get(key, 0), Count) for key in ("incarnation", "save"))
+    except _UNREADABLE:
+        return _Order(False, 0, 0, step)
+    return _Order(True, incarnation, save, step)

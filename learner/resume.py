@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import torch
+
 from common.config import Config
 from common.config_file import differences, load_file
 from common.run_folder import RunFolder, RunFolderError
-from learner.assembly import expect_format
-from learner.checkpoint import CheckpointFolder
+from common.schema import one_line
+from common.types import EnvironmentSpec
+from learner.assembly import expect_resumable, make_learner
+from learner.checkpoint import CheckpointError, CheckpointFolder, SoundCheckpoint
 
 
 class Start(NamedTuple):
@@ -36,19 +40,29 @@ AT_THE_BEGINNING = Start(
 )
 
 
-def find_start(folder: RunFolder, config: Config) -> Start:
+def find_start(folder: RunFolder, config: Config, spec: EnvironmentSpec | None) -> Start:
     """Return where the run in `folder` goes on, with the settings `config`.
+
+    Args:
+      folder: of the run.
+      config: its settings from now on.
+      spec: its environment, None where that is not known.
 
     Raises:
       RunFolderError: it is in use, has no sound checkpoint, or replay's snapshots do not fit the
         settings.
       ConfigError: its configuration cannot be read.
+      CheckpointError: it has checkpoints, and none can be used.
+      UnreadableFile: another of its files is not what it has to be.
     """
     folder.expect_unused()
-    sound = CheckpointFolder(folder.checkpoints, config.checkpoint.keep).newest_sound()
+    checkpoints = CheckpointFolder(folder.checkpoints, config.checkpoint.keep)
+    sound = checkpoints.newest_sound(expect_resumable)
     if sound is None:
         raise RunFolderError(f"{folder.path}: has no checkpoint to resume from")
-    notes = [f"skipped a damaged checkpoint: {line}" for line in sound.skipped]
+    if spec is not None:
+        _expect_fit(sound, config, spec)
+    notes = [f"skipped a checkpoint: {line}" for line in sound.skipped]
     before = load_file(Config(), folder.config_file)
     notes += [f"changed: {line}" for line in differences(before, config)]
     has_snapshots = config.checkpoint.replay and folder.snapshots(0).is_dir()
@@ -59,7 +73,20 @@ def find_start(folder: RunFolder, config: Config) -> Start:
         )
     return Start(
         checkpoint=str(sound.path),
-        counters=expect_format(sound.path, sound.payload)["counters"],
+        counters=sound.payload["counters"],
         incarnations=folder.read_incarnations(),
         notes=notes,
     )
+
+
+def _expect_fit(sound: SoundCheckpoint, config: Config, spec: EnvironmentSpec) -> None:
+    """Check that the learner of these settings can go on with what is saved.
+
+    Raises:
+      CheckpointError: it cannot.
+    """
+    learner = make_learner(config, spec, device=torch.device("cpu"), serial=True)
+    try:
+        learner.load_state_dict(sound.payload["learner"])
+    except (ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{sound.path}: {one_line(str(error), 400)}") from error

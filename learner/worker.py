@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -20,7 +19,7 @@ from common.source import expect_source
 from common.types import Weights, WeightsVersion
 from learner.assembly import (
     checkpoint_payload,
-    load_checkpoint,
+    expect_resumable,
     make_learner,
     resolve_device,
     resolve_threads,
@@ -71,7 +70,7 @@ class LearnerProcess:
         device = resolve_device(config.learner.device)
         torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
         self._plan = plan
-        self._folder = CheckpointFolder(plan.folder.checkpoints, config.checkpoint.keep)
+        self._folder = CheckpointFolder(plan.folder.place("checkpoints"), config.checkpoint.keep)
         self._said = ""
         self._store = store
         self._learner = make_learner(config, plan.spec, device=device, serial=False)
@@ -84,11 +83,18 @@ class LearnerProcess:
             rows_per_request=ROWS_PER_CALL,
         )
         samples = 0
-        if plan.resume_from:
-            saved, self._said = self._read_checkpoint()
+        # The driver may not have heard of the newest yet: what counts is what is on the disk.
+        sound = self._folder.newest_sound(expect_resumable)
+        if sound is not None:
+            saved = sound.payload
             self._learner.load_state_dict(saved["learner"])
             self._sampler.rng_state = saved["rng"]
             samples = saved["counters"]["samples"]
+            if incarnation > plan.incarnations.get("learner/0", 0):
+                passed_over = "".join(f"; passed over {line}" for line in sound.skipped)
+                self._said = f"; goes on from {sound.path}{passed_over}"
+        elif plan.resume_from:
+            raise CheckpointError(f"{plan.resume_from}: is gone, and there is no other checkpoint")
         elif incarnation > 0:
             self._said = "; no checkpoint yet: learns anew from the start"
         self._updater = PriorityUpdater(
@@ -210,22 +216,6 @@ class LearnerProcess:
             finally:
                 is_warm.set()
             telling.result()
-
-    def _read_checkpoint(self) -> tuple[dict[str, Any], str]:
-        """Return the checkpoint to go on from, and what is to be said of it.
-
-        The one that the driver knows may be gone since: then it is the newest that is sound.
-
-        Raises:
-          CheckpointError: there is none.
-        """
-        try:
-            return load_checkpoint(Path(self._plan.resume_from)), ""
-        except CheckpointError as error:
-            sound = self._folder.newest_sound()
-            if sound is None:
-                raise
-            return load_checkpoint(sound.path), f"; goes on from {sound.path}, since {error}"
 
     def _publish(self, weights: Weights) -> None:
         """Send weights, unless those before are still under way; the next ones will be newer."""

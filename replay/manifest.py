@@ -11,11 +11,12 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common.schema import SHARE, Count, fit, from_zero
 from common.types import ObservationSpec, SegmentName
 from replay.state import ShardCounters, ShardState, SnapshotError
 
@@ -27,6 +28,27 @@ _ARRAYS = (("masses", "<f8"), ("names", "<i8"), ("first_ids", "<i8"), ("sizes", 
 
 # Names turned into an array at once: half a millisecond under the interpreter lock.
 _NAMES_AT_ONCE = 4096
+
+
+class _Observation(TypedDict):
+    frame_shape: tuple[Count, ...]
+    dtype: str
+    stack: Count
+
+
+class _Plain(TypedDict):
+    """The JSON part; see replay.state.ShardState."""
+
+    shard: Count
+    shards: Count
+    observation: _Observation
+    incarnation: Count
+    alpha: Annotated[float, SHARE]
+    inserted: Annotated[int, from_zero(2**40)]
+    rng: dict[str, Any]
+    counters: dict[str, Count]
+    lengths: list[Count]
+    runs: list[list[Count]]
 
 
 class Chunk(NamedTuple):
@@ -120,13 +142,14 @@ def unpack_manifest(packed: bytes) -> Manifest:
         raise SnapshotError(f"Expect a manifest with checksum {checksum:#x}: its bytes changed")
     try:
         return _unpack(packed, json_bytes)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:  # not what we write
+    # Not what we write: numbers of thousands of digits, lists in lists in lists.
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         raise SnapshotError(f"Expect a sound manifest, actually: {error}") from error
 
 
 def _unpack(packed: bytes, json_bytes: int) -> Manifest:
     offset = _HEADER.size + json_bytes
-    plain: dict[str, Any] = json.loads(packed[_HEADER.size : offset])
+    plain = fit(json.loads(packed[_HEADER.size : offset]), _Plain)
     arrays: dict[str, NDArray[Any]] = {}
     for (name, dtype), length in zip(_ARRAYS, plain["lengths"], strict=True):
         # Aligned copies that do not hold on to `packed`.
@@ -141,11 +164,10 @@ def _unpack(packed: bytes, json_bytes: int) -> Manifest:
     segments = len(arrays["sizes"])
     if len(arrays["first_ids"]) != segments or sum(r.num_segments for r in runs) != segments:
         raise ValueError(f"ids or places of other than {segments} segments")
-    spec = plain["observation"]
     state = ShardState(
         shard=plain["shard"],
         shards=plain["shards"],
-        observation=ObservationSpec(tuple(spec["frame_shape"]), spec["dtype"], spec["stack"]),
+        observation=ObservationSpec(**plain["observation"]),
         incarnation=plain["incarnation"],
         alpha=plain["alpha"],
         inserted=plain["inserted"],

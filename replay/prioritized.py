@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.seeding import expect_generator_state
 from common.types import PriorityUpdate, SampleReply, ShardCounts
 from replay.state import ShardState, SnapshotError
 from replay.storage import Added, SegmentStorage, position_of
@@ -133,6 +134,10 @@ class PrioritizedReplay:
             raise SnapshotError(
                 f"Expect the state of a {own} generator, actually: {state.rng.get('bit_generator')}"
             )
+        try:
+            expect_generator_state(state.rng)
+        except ValueError as error:
+            raise SnapshotError(str(error)) from error
         first = int(position_of(state.first_ids[0])) if len(state.first_ids) else state.inserted
         masses = self._converted(state.masses, state.alpha)
         good = np.isfinite(masses) & (masses > 0.0)
@@ -209,7 +214,8 @@ class PrioritizedReplay:
             return masses
         if alpha == 0.0:
             return np.full(len(masses), (1.0 + _PRIORITY_EPSILON) ** self._alpha)
-        converted: NDArray[np.float64] = masses ** (self._alpha / alpha)
+        with np.errstate(all="ignore"):  # what comes of numbers that are none is refused
+            converted: NDArray[np.float64] = masses ** (self._alpha / alpha)
         return converted
 
     def _mass(self, priority: NDArray[np.float32]) -> NDArray[np.float64]:

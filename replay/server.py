@@ -6,9 +6,9 @@ pins the store.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -41,7 +41,7 @@ class ReplayProcess:
         shard: int,
         incarnation: int,
         max_bytes: int,
-        snapshots: Path | None,
+        snapshots: os.PathLike[str] | None,
         before: tuple[int, int],
         source: str,
     ) -> None:

@@ -14,13 +14,24 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.files import (
+    UnreadableFile,
+    open_new,
+    read_bytes,
+    remove,
+    remove_leftovers,
+    sync_folder,
+    write_whole,
+)
 from common.packing import segment_fingerprint
+from common.schema import one_line
 from replay.manifest import Chunk, Manifest, Run, pack_manifest, unpack_manifest
 from replay.state import ShardState, SnapshotError
 
 _MANIFEST = re.compile(r"snapshot_(\d{10,})\.manifest")
 _CHUNK = re.compile(r"chunk_(\d{10,})\.segments")
-_TEMPORARY = ".snapshot.tmp"
+# Of a hundred million transitions.
+_MOST_MANIFEST_BYTES = 1 << 31
 
 # Most runs of segments a snapshot starts from, and how many neighbours are rolled into one beyond
 # that: what is small is rewritten once in a while, and the number of files stays bounded.
@@ -110,16 +121,16 @@ class SnapshotFolder:
     One process, one call at a time; the folder belongs to one shard.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
+    def __init__(self, folder: os.PathLike[str], keep: int) -> None:
         """Open the folder; it is made with the first snapshot.
 
         Args:
-          folder: where the snapshots are.
+          folder: where the snapshots are; asked each time, as it may be moved.
           keep: newest snapshots that survive a write, >= 1.
         """
         if keep < 1:
             raise ValueError(f"Expect `keep` >= 1, actually: {keep}")
-        self._folder = folder
+        self._where = folder
         self._keep = keep
         self._places: dict[_Key, tuple[Chunk, int]] = {}  # chunk and offset of what was saved last
         self._chunks_of: dict[int, frozenset[int]] = {}  # of each whole snapshot
@@ -163,7 +174,7 @@ class SnapshotFolder:
             self._damaged.add(number)  # should its manifest resist
             for path in reversed(begun):  # the manifest before what it names
                 with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
+                    remove(path)
             raise
         self._adopt(number, keys, manifest)
         total = self._remove_outdated()
@@ -180,10 +191,10 @@ class SnapshotFolder:
         for number in sorted(self._numbers(_MANIFEST), reverse=True):
             path = self._manifest_path(number)
             try:
-                manifest = unpack_manifest(path.read_bytes())
+                manifest = unpack_manifest(read_bytes(path, _MOST_MANIFEST_BYTES))
                 segments = tuple(self._read_segments(manifest))
-            except (SnapshotError, OSError) as error:
-                damaged.append(f"{path}: {error}")
+            except (SnapshotError, UnreadableFile, OSError) as error:
+                damaged.append(f"{path}: {one_line(str(error), 300)}")
                 self._damaged.add(number)
                 self._chunks_of.pop(number, None)
                 continue
@@ -196,6 +207,10 @@ class SnapshotFolder:
         return None
 
     # --- what is there ---
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self._where)
 
     def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
         """Return the numbers of the files so named; none if there is no folder."""
@@ -216,7 +231,7 @@ class SnapshotFolder:
         sizes = iter(manifest.sizes.tolist())
         for run in manifest.runs:
             path = self._chunk_path(run.chunk.number)
-            content = memoryview(path.read_bytes())
+            content = memoryview(read_bytes(path, run.chunk.num_bytes))
             if len(content) != run.chunk.num_bytes:
                 raise SnapshotError(
                     f"Expect {path.name} of {run.chunk.num_bytes} bytes, actually: {len(content)}"
@@ -235,15 +250,17 @@ class SnapshotFolder:
 
     def _prepare(self) -> None:
         """Make the folder and remove what a killed writer left: it may be what fills the disk."""
-        if not self._folder.is_dir():
-            self._folder.mkdir(parents=True)
-            _sync_folder(self._folder.parent)
+        for folder in (self._folder.parent, self._folder):
+            if not folder.is_dir():
+                folder.mkdir()
+                sync_folder(folder.parent)
         manifests, chunks = self._numbers(_MANIFEST), self._numbers(_CHUNK)
         for number in manifests:
             if number not in self._chunks_of and number not in self._damaged:
                 try:
-                    manifest = unpack_manifest(self._manifest_path(number).read_bytes())
-                except SnapshotError:
+                    path = self._manifest_path(number)
+                    manifest = unpack_manifest(read_bytes(path, _MOST_MANIFEST_BYTES))
+                except (SnapshotError, UnreadableFile):
                     self._damaged.add(number)
                 else:
                     self._chunks_of[number] = _chunk_numbers(manifest)
@@ -251,9 +268,9 @@ class SnapshotFolder:
         needed = frozenset().union(*self._chunks_of.values())
         self._last_snapshot = max([self._last_snapshot, *manifests])
         self._last_chunk = max([self._last_chunk, *chunks, *needed])
-        (self._folder / _TEMPORARY).unlink(missing_ok=True)
+        remove_leftovers(self._folder)
         for chunk in set(chunks) - needed:
-            self._chunk_path(chunk).unlink(missing_ok=True)
+            remove(self._chunk_path(chunk))
 
     def _pieces(self, keys: Sequence[_Key], sizes: Sequence[int]) -> list[_Piece]:
         """Cut a state's segments into runs that lie on the disk and runs that do not."""
@@ -289,18 +306,17 @@ class SnapshotFolder:
             self._last_chunk += 1
             path = self._chunk_path(self._last_chunk)
             begun.append(path)
-            num_bytes, checksum = _write(path, map(b"".join, _groups(group, _BATCH_BYTES)))
+            num_bytes, checksum = _write_chunk(path, map(b"".join, _groups(group, _BATCH_BYTES)))
             yield Run(Chunk(self._last_chunk, num_bytes, checksum), 0, len(group))
 
     def _write_manifest(self, manifest: Manifest, number: int, begun: list[Path]) -> int:
         """Make the snapshot appear; return the manifest's bytes."""
-        temporary, path = self._folder / _TEMPORARY, self._manifest_path(number)
-        begun += [temporary, path]
-        num_bytes, _ = _write(temporary, pack_manifest(manifest))
-        _sync_folder(self._folder)  # the chunks are in it before the manifest is
-        os.replace(temporary, path)
-        _sync_folder(self._folder)
-        return num_bytes
+        path = self._manifest_path(number)
+        begun.append(path)
+        parts = list(pack_manifest(manifest))
+        sync_folder(self._folder)  # the chunks are in it before the manifest is
+        write_whole(path, parts)
+        return sum(map(len, parts))
 
     def _adopt(self, number: int, keys: Sequence[_Key], manifest: Manifest) -> None:
         """Go on from this snapshot."""
@@ -321,11 +337,11 @@ class SnapshotFolder:
         kept = sorted(self._chunks_of)[-self._keep :]
         self._chunks_of = {number: self._chunks_of[number] for number in kept}
         for number in set(self._numbers(_MANIFEST)) - set(kept):
-            self._manifest_path(number).unlink(missing_ok=True)
-        _sync_folder(self._folder)  # no manifest comes back after what it names is gone
+            remove(self._manifest_path(number))
+        sync_folder(self._folder)  # no manifest comes back after what it names is gone
         needed = frozenset().union(*self._chunks_of.values())
         for chunk in set(self._numbers(_CHUNK)) - needed:
-            self._chunk_path(chunk).unlink(missing_ok=True)
+            remove(self._chunk_path(chunk))
         paths = [self._manifest_path(number) for number in kept]
         paths += [self._chunk_path(chunk) for chunk in needed]
         return sum(path.stat().st_size for path in paths if path.exists())
@@ -364,22 +380,13 @@ def _groups(segments: Sequence[bytes], num_bytes: int) -> Iterator[Sequence[byte
         yield segments[first:]
 
 
-def _write(path: Path, parts: Iterable[bytes | memoryview]) -> tuple[int, int]:
+def _write_chunk(path: Path, parts: Iterable[bytes]) -> tuple[int, int]:
     """Write a file down to the disk and return (bytes, CRC-32)."""
     num_bytes = checksum = 0
-    with path.open("wb") as file:
+    with open_new(path) as file:
         for part in parts:
             checksum = zlib.crc32(part, checksum)
             num_bytes += file.write(part)
         file.flush()
         os.fsync(file.fileno())
     return num_bytes, checksum
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -431,6 +431,18 @@ class StubbornShard:
 # --- runs -----------------------------------------------------------------------------------------
 
 
+def made(folder: Path) -> Path:
+    """Return a folder that is there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def begin_run(folder: RunFolder, config: Config, game: str, command: list[str]) -> None:
+    """Make a folder a run's, as `launch.py` does."""
+    folder.open({})
+    folder.begin(config, game, command)
+
+
 def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
     """Return the plan of a run that begins."""
     return Plan(
@@ -446,5 +458,6 @@ def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
         samples_before=0,
         returns_before=(),
         seconds_before=0.0,
+        result_before={},
         incarnations={},
     )

@@ -13,7 +13,7 @@ from test_reporter import PONG, evaluation
 from common.config import Config
 from common.plan import Plan
 from common.types import Weights, WeightsVersion
-from learner.assembly import load_checkpoint, weights_from_payload
+from learner.assembly import load_playable, weights_from_payload
 from learner.best_weights import BestWeights
 
 
@@ -23,7 +23,7 @@ def weights(step: int) -> Weights:
 
 def kept(plan: Plan) -> tuple[int, float]:
     """Return the learner step and the score of what is kept."""
-    payload = load_checkpoint(plan.folder.checkpoints / "best.pt")
+    payload = load_playable(plan.folder.checkpoints / "best.pt")
     found = weights_from_payload(payload)
     assert found.buffer.tolist() == [found.version.learner_step] * 9
     return found.version.learner_step, payload["score"]

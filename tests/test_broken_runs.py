@@ -15,7 +15,7 @@ import pytest
 from faulting import FLAGS, ROLES, Job, checkpoints, last_frame, snapshots
 from launching import STOP_S, result_of, started
 
-from learner.assembly import load_checkpoint
+from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.ray
@@ -65,9 +65,9 @@ def test_a_run_whose_ray_dies_ends_1_and_resume_goes_on(tmp_path: Path, daemons:
 
 def expect_resume(run: Path) -> None:
     """Resume a run, see it learn from what it held, and end it."""
-    newest = CheckpointFolder(run / "checkpoints", 1).newest_sound()
+    newest = CheckpointFolder(run / "checkpoints", 1).newest_sound(expect_resumable)
     assert newest is not None
-    before = load_checkpoint(newest.path)["counters"]
+    before = load_playable(newest.path)["counters"]
     with started("--resume", str(run)) as launched:
         launched.wait_for("transitions of its snapshot")
         launched.wait_until(
@@ -93,7 +93,7 @@ def test_numbers_that_are_not_finite_end_the_run_and_name_the_last_good_checkpoi
         launched.wait_until(lambda: checkpoints(run) >= 1, "checkpoint")
         launched.interrupt()
         assert launched.wait(STOP_S).returncode == 130, launched.said
-    newest = CheckpointFolder(run / "checkpoints", 1).newest_sound()
+    newest = CheckpointFolder(run / "checkpoints", 1).newest_sound(expect_resumable)
     assert newest is not None
     with started("--resume", str(run), "--learner.learning-rate", "1e30") as launched:
         done = launched.wait()

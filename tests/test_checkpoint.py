@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from disks import SmallDisk, files_no_longer_than
+from fakes import made
 
 from learner.checkpoint import CheckpointError, CheckpointFolder, load, save
 
@@ -96,7 +97,7 @@ def test_reader_never_sees_a_half_written_file(
 def test_missing_file_says_so(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"none\.pt, actually: no such file"):
         load(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="is no regular file"):
         load(tmp_path)
 
 
@@ -170,7 +171,7 @@ def test_folder_never_deletes_what_it_has_just_written(tmp_path: Path) -> None:
 
 def test_folder_ignores_other_files_and_clears_what_a_killed_writer_left(tmp_path: Path) -> None:
     (tmp_path / "checkpoint_x.pt").write_text("notes")
-    (tmp_path / ".checkpoint_0000000001.pt.tmp").write_text("half")
+    (tmp_path / ".troop-0123456789abcdef").write_text("half")
     folder = CheckpointFolder(tmp_path, keep=1)
     assert folder.newest() is None
     folder.save({}, 2)
@@ -238,20 +239,20 @@ def test_damaged_tensor_is_refused_and_its_archive_member_named(tmp_path: Path) 
 
 def test_newest_sound_checkpoint_is_found_behind_damaged_ones(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path, keep=9)
-    assert folder.newest_sound() is None
+    assert folder.newest_sound(lambda path, payload: payload) is None
     paths = [folder.save({"step": step}, step) for step in (1, 2, 3, 4)]
-    sound = folder.newest_sound()
+    sound = folder.newest_sound(lambda path, payload: payload)
     assert sound == (paths[3], {"step": 4}, [])
     paths[3].write_bytes(paths[3].read_bytes()[:-1])
     paths[2].write_bytes(b"")
-    sound = folder.newest_sound()
+    sound = folder.newest_sound(lambda path, payload: payload)
     assert sound is not None
     assert (sound.path, sound.payload) == (paths[1], {"step": 2})
     assert [str(paths[3]) in sound.skipped[0], str(paths[2]) in sound.skipped[1]] == [True, True]
     for path in paths:
         path.write_text("no")
     with pytest.raises(CheckpointError, match=r"checkpoint_0000000004\.pt, actually"):
-        folder.newest_sound()
+        folder.newest_sound(lambda path, payload: payload)
 
 
 BIG = {"weights": torch.arange(30_000.0)}  # 120 kB: two have room on a small disk, three have not
@@ -274,7 +275,7 @@ def test_full_disk_is_an_oserror_and_costs_no_older_checkpoint(small_disk: Small
 def test_leftover_of_a_killed_writer_makes_room_for_the_next_checkpoint(
     small_disk: SmallDisk,
 ) -> None:
-    (small_disk.path / ".checkpoint_0000000001.pt.tmp").write_bytes(b"x" * 200_000)
+    (small_disk.path / ".troop-0123456789abcdef").write_bytes(b"x" * 200_000)
     folder = CheckpointFolder(small_disk.path, keep=1)
     assert equal(load(folder.save(BIG, 2)), BIG)
 
@@ -299,12 +300,20 @@ def test_refused_write_of_any_length_leaves_nothing(tmp_path: Path, room: int) -
 
 
 def test_removed_folder_is_made_again_by_the_next_checkpoint(tmp_path: Path) -> None:
-    folder = CheckpointFolder(tmp_path / "run" / "checkpoints", keep=1)
+    folder = CheckpointFolder(made(tmp_path / "run") / "checkpoints", keep=1)
     folder.save({"step": 1}, 1)
-    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
     path = folder.save({"step": 2}, 2)
     assert load(path) == {"step": 2}
-    shutil.rmtree(tmp_path / "run")
-    (tmp_path / "run").write_text("in the way")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
     with pytest.raises(OSError, match="exists|Not a directory"):
         folder.save({"step": 3}, 3)
+
+
+def test_removed_run_is_not_made_again(tmp_path: Path) -> None:
+    folder = CheckpointFolder(made(tmp_path / "run") / "checkpoints", keep=1)
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(FileNotFoundError):
+        folder.save({"step": 2}, 2)
+    assert list(tmp_path.iterdir()) == []

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fakes import begin_run
 
 from common.command_line import (
     TrainCommand,
@@ -354,7 +355,7 @@ def test_missing_file_is_named_beside_the_other_problems(
 ) -> None:
     path = tmp_path / "missing.yaml"
     unreadable, actors = ours("--config", str(path), "--actors", "0")
-    assert unreadable.startswith(f"{path}: cannot be read: [Errno 2] No such file")
+    assert unreadable.startswith(f"{path}: cannot be read: No such file or directory")
     assert actors == "--actor.count 0: must be >= 1"
 
 
@@ -394,7 +395,7 @@ def run(tmp_path: Path) -> str:
     """The folder of a CartPole run."""
     path = tmp_path / "run"
     config = dataclasses.replace(PRESETS["cartpole"].config, seed=77)
-    RunFolder(path).create(config, "cartpole", ["launch.py"])
+    begin_run(RunFolder(path), config, "cartpole", ["launch.py"])
     return str(path)
 
 

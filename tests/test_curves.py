@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fakes import made
 
 from common import tags
 from common.config import ActorConfig, Config
@@ -44,7 +45,7 @@ def make_run(folder: Path, *, values: int = 30, config: Config | None = None) ->
     if config is not None:
         save_file(config, folder / "config.yaml")
     rng = np.random.default_rng(3)
-    with EventWriter(folder=folder, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(folder), flush_s=10.0, first_frames=0) as writer:
         for i in range(values):
             writer.scalars({tag: float(rng.normal()) for tag in KINDS}, 100 * (i + 1))
             writer.scalar("replay/bytes", 1.0, 100 * (i + 1))
@@ -59,7 +60,7 @@ def test_curve_holds_frames_seconds_values_and_their_moving_average(
 ) -> None:
     now_s = [500.0]
     monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for i in range(250):
             now_s[0] += 2.0
             writer.scalar(tags.TRAIN_EPISODE_RETURN, float(i), 10 * i)
@@ -152,7 +153,7 @@ def test_folder_without_events_is_named(tmp_path: Path) -> None:
 
 
 def test_run_without_values_is_named(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         writer.scalar(tags.LEARNER_TD_LOSS, math.inf, 1)
     with pytest.raises(ValueError, match="run: this run has no values to plot yet"):
         load_curves([tmp_path / "run"])
@@ -284,7 +285,7 @@ def test_file_of_every_game_is_averaged_anew(tmp_path: Path) -> None:
 
 
 def test_file_that_lacks_a_game_is_not_averaged_anew(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for frames, value in ((10, 1.0), (20, math.inf), (30, 3.0)):
             writer.scalar(tags.TRAIN_EPISODE_RETURN, value, frames)
     save_curves(load_curves([tmp_path / "run"])[0], tmp_path / "run.json")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fakes import begin_run, made
 from launching import launch
 
 import launch as driver
@@ -28,7 +29,7 @@ CARTPOLE = Config(env=EnvConfig(id="CartPole-v1"), agent=SMALL)
 
 def make_run(path: Path, config: Config = CARTPOLE) -> Path:
     """Make the folder of a run that has nothing yet."""
-    RunFolder(path).create(config, resolve(config.env).name, ["python", "launch.py"])
+    begin_run(RunFolder(path), config, resolve(config.env).name, ["python", "launch.py"])
     return path
 
 
@@ -229,7 +230,7 @@ def test_process_that_is_given_a_truncated_checkpoint_ends_with_2_and_no_traceba
 
 
 def write_events(run: Path, values: int) -> Path:
-    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for i in range(values):
             writer.scalar(tags.TRAIN_EPISODE_RETURN, float(i), 100 * i)
     return run

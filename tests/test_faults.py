@@ -27,7 +27,7 @@ from launching import STOP_S, started
 
 from common.tags import save_held_tag
 from common.tensorboard import read_scalars
-from learner.assembly import load_checkpoint
+from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.ray
@@ -159,9 +159,9 @@ def test_after_all_that_the_learner_still_counts_the_frames_that_the_driver_coun
     before = checkpoint_names(job.run)
     job.wait_until(lambda: bool(checkpoint_names(job.run) - before), "checkpoint", 60.0)
     driver = job.frames()
-    newest = CheckpointFolder(job.run / "checkpoints", 1).newest_sound()
+    newest = CheckpointFolder(job.run / "checkpoints", 1).newest_sound(expect_resumable)
     assert newest is not None
-    learner = load_checkpoint(newest.path)["counters"]["agent_steps"]
+    learner = load_playable(newest.path)["counters"]["agent_steps"]
     # Some seconds lie between the two, and each death may have cost the learner a second's worth.
     assert abs(driver - learner) < 0.2 * driver, (driver, learner)
 

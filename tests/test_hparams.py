@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from fakes import made
 from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
@@ -21,7 +22,7 @@ from common.tensorboard import EventWriter, event_files, read_scalars
 
 
 def write_run(folder: Path, config: Config, scores: list[float]) -> None:
-    with EventWriter(folder=folder, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(folder), flush_s=10.0, first_frames=0) as writer:
         writer.summary(hparams_summary(config, folder.name), 0)
         for i, score in enumerate(scores):
             writer.scalar("eval/episode_return", score, 1000 * i)
@@ -111,7 +112,7 @@ def test_a_run_writes_its_settings_into_its_own_events(tmp_path: Path) -> None:
 
 def test_a_resumed_run_is_still_one_row(tmp_path: Path) -> None:
     write_run(tmp_path / "run", Config(), [1.0])
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=5000) as writer:
+    with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=5000) as writer:
         writer.summary(hparams_summary(Config(), "run"), 5000)
         writer.scalar("eval/episode_return", 7.0, 6000)
     (group,) = session_groups(backend(tmp_path), ["seed"])

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from fakes import made
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -44,7 +45,7 @@ def _make_run(
     folder.mkdir(parents=True)
     if game is not None:
         (folder / "run.json").write_text(json.dumps({"game": game}))
-    with EventWriter(folder=folder, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(folder), flush_s=10.0, first_frames=0) as writer:
         for i in range(values):
             writer.scalars(
                 {
@@ -99,7 +100,7 @@ def test_subject_nobody_has_values_of_is_left_out(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     run = tmp_path / "run"
-    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         writer.scalar(tags.TRAIN_EPISODE_RETURN, -21.0, 0)
     assert [path.stem for path in draw([run], tmp_path)] == ["return", "overview"]
     texts = [text.get_text() for ax in figures["overview"].axes for text in ax.texts]
@@ -149,7 +150,7 @@ def test_human_score_far_from_the_curve_is_told_and_does_not_flatten_it(
     tmp_path: Path, figures: dict[str, Figure], game: str, scores: tuple[float, ...], said: str
 ) -> None:
     run = tmp_path / "run"
-    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for step, score in enumerate(scores):
             writer.scalar(tags.EVAL_EPISODE_RETURN, score, step)
     (run / "run.json").write_text(json.dumps({"game": game}))
@@ -165,7 +166,7 @@ def test_infinite_values_are_left_out_and_spikes_do_not_flatten_the_rest(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     run = _make_run(tmp_path / "run", values=300)
-    with EventWriter(folder=run, flush_s=10.0, first_frames=3_100_000) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=3_100_000) as writer:
         writer.scalar(tags.LEARNER_TD_LOSS, 1e6, 3_100_000)
     draw([run], tmp_path)
     axes = figures["loss"].axes[0]
@@ -199,7 +200,7 @@ def test_every_panel_of_a_figure_spans_the_same_frames(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     run = _make_run(tmp_path / "run")
-    with EventWriter(folder=run, flush_s=10.0, first_frames=400_000) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=400_000) as writer:
         writer.scalar(tags.ENV_FRAMES_PER_S, 1.0, 1_000_000)
     draw([run], tmp_path)
     limits = {axes.get_xlim() for name in ALL for axes in figures[name].axes}
@@ -272,7 +273,7 @@ def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
 ) -> None:
     now_s = [1_000.0]
     monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
-    with EventWriter(folder=tmp_path / "run", flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for minute in range(1, 4):
             now_s[0] += 60.0
             writer.scalar(tags.EVAL_EPISODE_RETURN, float(minute), 1_000 * minute)
@@ -294,7 +295,7 @@ def test_curves_can_be_drawn_by_the_training_games_that_had_ended(
     tmp_path: Path, figures: dict[str, Figure]
 ) -> None:
     run = tmp_path / "run"
-    with EventWriter(folder=run, flush_s=10.0, first_frames=0) as writer:
+    with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for frames in (100, 110, 500, 900):
             writer.scalar(tags.TRAIN_EPISODE_RETURN, float(frames), frames)
         for frames in (50, 400, 900):

@@ -23,14 +23,17 @@ class Files:
         self.folder = folder
         self._made = 0
 
-    def new_path(self) -> Path:
+    def new_name(self) -> str:
         self.folder.mkdir(exist_ok=True)
         self._made += 1
-        return self.folder / f"{self._made:04d}"
+        return f"{self._made:04d}"
 
     def open(self, max_waiting_bytes: int = 2**20) -> RecordFile:
         return RecordFile(
-            new_path=self.new_path, head=lambda: HEAD, max_waiting_bytes=max_waiting_bytes
+            folder=self.folder,
+            new_name=self.new_name,
+            head=lambda: HEAD,
+            max_waiting_bytes=max_waiting_bytes,
         )
 
     def records(self) -> list[int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from disks import SmallDisk, files_no_longer_than
+from fakes import made
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
@@ -97,7 +98,7 @@ class Played:
         for tag, curve in list(self.expected.items()):
             self.expected[tag] = [point for point in curve if point[0] <= frames]
         file_bytes = kept_points = 0
-        with EventWriter(folder=self.folder, flush_s=10, first_frames=frames) as writer:
+        with EventWriter(folder=made(self.folder), flush_s=10, first_frames=frames) as writer:
             for _ in range(rng.randrange(1, 30)):
                 frames += rng.randrange(1, 40)
                 for tag, least, most in (("each", 1, 1), ("games", 0, 4), ("rare", -8, 1)):
@@ -185,7 +186,7 @@ def write_rows(writer: EventWriter, numbers: range) -> Curves:
 
 def test_full_disk_delays_values_and_tells_why(small_disk: SmallDisk) -> None:
     folder = small_disk.path / "run"
-    with EventWriter(folder=folder, flush_s=0.02, first_frames=0) as writer:
+    with EventWriter(folder=made(folder), flush_s=0.02, first_frames=0) as writer:
         write_rows(writer, range(100))
         writer.flush()
         small_disk.fill()
@@ -220,16 +221,25 @@ def test_values_lost_to_a_disk_that_stays_full_are_counted(tmp_path: Path) -> No
     assert len(of_troop(tmp_path)["a"]) == 3
 
 
-def test_folder_removed_under_a_resumed_run_is_made_again(tmp_path: Path) -> None:
+def test_folder_removed_under_a_run_is_not_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with EventWriter(folder=folder, flush_s=10, first_frames=50) as writer:
+    with EventWriter(folder=made(folder), flush_s=10, first_frames=50) as writer:
+        writer.scalar("a", 1.0, 60)
+        shutil.rmtree(folder)
+        writer.flush()
+        assert writer.trouble == f"{writer.path}: cannot be written: No such file or directory"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_file_removed_under_a_resumed_run_is_followed_by_another(tmp_path: Path) -> None:
+    with EventWriter(folder=tmp_path, flush_s=10, first_frames=50) as writer:
         writer.scalar("a", 1.0, 60)
         writer.flush()
-        shutil.rmtree(folder)
+        writer.path.unlink()
         writer.scalar("a", 2.0, 70)
         writer.flush()
         assert writer.trouble == ""
-    assert of_troop(folder) == of_slow_reader(folder) == {"a": [(70, 2.0)]}
+    assert of_troop(tmp_path) == of_slow_reader(tmp_path) == {"a": [(70, 2.0)]}
 
 
 def test_file_removed_under_a_resumed_run_leaves_what_its_checkpoint_covers(tmp_path: Path) -> None:

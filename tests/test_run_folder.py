@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 from disks import SmallDisk, files_no_longer_than
+from fakes import begin_run
 
 from common import run_folder
 from common.config import Config
 from common.config_file import load_file
-from common.run_folder import RunFolder, RunFolderError, facts, machine, total_memory_bytes
+from common.files import UnreadableFile
+from common.run_folder import Result, RunFolder, RunFolderError, facts, machine, total_memory_bytes
 
 
 def tree(folder: Path) -> list[str]:
@@ -54,7 +56,10 @@ def test_folder_that_exists_and_is_not_a_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_that_holds_a_run_is_refused_and_resume_is_offered(tmp_path: Path) -> None:
-    RunFolder(tmp_path).create(Config(), "pong", ["x"])
+    begin_run(RunFolder(tmp_path), Config(), "pong", ["x"])
+    rule = "holds a run; it saved no checkpoint to resume from, so remove it, or name another"
+    refused(tmp_path, rule)
+    (tmp_path / "checkpoints" / "checkpoint_0000000001.pt").touch()
     before = tree(tmp_path)
     refused(tmp_path, f"holds a run; go on with --resume {tmp_path}, or name another")
     assert tree(tmp_path) == before
@@ -93,7 +98,7 @@ def test_name_no_file_system_takes_is_refused(tmp_path: Path) -> None:
 def test_folder_without_the_two_files_of_a_run_is_none(tmp_path: Path, missing: str | None) -> None:
     path = tmp_path / "run"
     if missing is not None:
-        RunFolder(path).create(Config(), "pong", ["x"])
+        begin_run(RunFolder(path), Config(), "pong", ["x"])
         (path / missing).unlink()
     with pytest.raises(RunFolderError) as caught:
         RunFolder.of_run(path)
@@ -104,8 +109,10 @@ def test_created_folder_is_a_run_with_everything_a_reader_needs(tmp_path: Path) 
     path = tmp_path / "a" / "run"
     config = Config(seed=5)
     folder = RunFolder.for_new_run(path)
-    folder.create(config, "pong", ["python", "launch.py", "--seed", "5"])
-    assert tree(path) == [".lock", "checkpoints", "config.yaml", "plots", "run.json", "videos"]
+    begin_run(folder, config, "pong", ["python", "launch.py", "--seed", "5"])
+    assert tree(path) == [
+        *(".lock", "checkpoints", "config.yaml", "plots", "result.json", "run.json", "videos")
+    ]
     found = RunFolder.of_run(path)
     assert found.checkpoints == path / "checkpoints"
     assert found.log == path / "log.txt"
@@ -122,10 +129,10 @@ def test_resumed_run_keeps_what_was_said_of_its_start(tmp_path: Path) -> None:
     first, again, third = (
         ["python", "launch.py", *flags.split()] for flags in ("--seed 5", "-r", "")
     )
-    RunFolder(tmp_path).create(Config(seed=5), "pong", first)
+    begin_run(RunFolder(tmp_path), Config(seed=5), "pong", first)
     start = json.loads((tmp_path / "run.json").read_text())
     for command in (again, third):
-        RunFolder(tmp_path).create(Config(seed=5), "pong", command)
+        begin_run(RunFolder(tmp_path), Config(seed=5), "pong", command)
     about = json.loads((tmp_path / "run.json").read_text())
     resumed = about.pop("resumed")
     assert about == start
@@ -133,11 +140,33 @@ def test_resumed_run_keeps_what_was_said_of_its_start(tmp_path: Path) -> None:
     assert all(entry.keys() == start.keys() - {"game"} for entry in resumed)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", None])
-def test_json_that_is_missing_or_damaged_says_nothing(tmp_path: Path, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / "result.json").write_text(text)
-    assert RunFolder(tmp_path).read_json("result.json") == {}
+def test_json_that_is_missing_says_nothing(tmp_path: Path) -> None:
+    assert RunFolder(tmp_path).read_json("result.json", Result) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("{", "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        ("[1]", "the file is [1]: must be values by name"),
+        ('{"seconds": null}', "`seconds` is None: must be a number"),
+        ('{"seconds": -1}', "`seconds` is -1: must be finite and >= 0"),
+        ('{"frames": 1.5}', "`frames` is 1.5: must be a whole number"),
+        ('{"frames": 1e999}', "`frames` is inf: must be a whole number"),
+        ("[" * 100_000, "is nested too deeply"),
+        ("[" * 40 + "]" * 40, "is nested too deeply"),
+        ('{"frames": 1' + "0" * 30 + "}", "`frames` is 1" + "0" * 30 + ": must be a whole number"),
+    ],
+)
+def test_json_that_is_not_what_it_has_to_be_is_one_line(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(UnreadableFile) as caught:
+        RunFolder(tmp_path).read_json("result.json", Result)
+    assert str(caught.value) == f"{path}: cannot be read: {said}"
 
 
 def test_folder_is_no_run_before_everything_in_it_is_written(
@@ -151,7 +180,7 @@ def test_folder_is_no_run_before_everything_in_it_is_written(
 
     monkeypatch.setattr(run_folder, "save_file", killed)
     with pytest.raises(Killed):
-        RunFolder(tmp_path / "run").create(Config(), "pong", ["x"])
+        begin_run(RunFolder(tmp_path / "run"), Config(), "pong", ["x"])
     with pytest.raises(RunFolderError, match="is not a run folder"):
         RunFolder.of_run(tmp_path / "run")
 
@@ -205,12 +234,12 @@ def test_folder_is_in_use_until_its_process_is_killed_and_its_children_do_not_co
                 with pytest.raises(RunFolderError, match=f"^{re.escape(rule)}$"):
                     RunFolder(tmp_path).lock()
             with pytest.raises(RunFolderError, match="is in use"):
-                RunFolder(tmp_path).create(Config(), "pong", ["x"])
+                begin_run(RunFolder(tmp_path), Config(), "pong", ["x"])
             assert tree(tmp_path) == [".lock"]
             holder.kill()
             holder.wait()
             os.kill(child, 0)  # still there
-            RunFolder(tmp_path).create(Config(), "pong", ["x"])
+            begin_run(RunFolder(tmp_path), Config(), "pong", ["x"])
         finally:
             os.kill(child, signal.SIGKILL)
 
@@ -232,13 +261,13 @@ def test_lock_is_held_while_its_object_lives_and_until_it_is_let_go(tmp_path: Pa
 
 def test_readers_of_a_run_in_use_are_welcome(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.create(Config(), "pong", ["x"])
+    begin_run(folder, Config(), "pong", ["x"])
     assert RunFolder.of_run(tmp_path).path == tmp_path
 
 
 def test_lock_of_a_run_that_cannot_be_written_says_why(small_disk: SmallDisk) -> None:
     path = small_disk.path / "run"
-    RunFolder(path).create(Config(), "pong", ["x"])
+    begin_run(RunFolder(path), Config(), "pong", ["x"])
     small_disk.set_read_only(read_only=True)
     with pytest.raises(RunFolderError) as caught:
         RunFolder(path).lock()
@@ -250,10 +279,10 @@ def test_start_on_a_full_disk_says_so_and_can_be_tried_again(small_disk: SmallDi
     path = small_disk.path / "run"
     small_disk.fill()
     with pytest.raises(RunFolderError) as caught:
-        RunFolder.for_new_run(path).create(Config(), "pong", ["x"])
+        begin_run(RunFolder.for_new_run(path), Config(), "pong", ["x"])
     assert str(caught.value) == f"{path}: cannot be written: No space left on device"
     small_disk.free()
-    RunFolder.for_new_run(path).create(Config(), "pong", ["x"])
+    begin_run(RunFolder.for_new_run(path), Config(), "pong", ["x"])
     assert RunFolder.of_run(path).path == path
 
 
@@ -313,7 +342,7 @@ def test_memory_is_the_containers_where_that_has_less(
 
 def test_incarnations_come_back_as_they_were_written(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for incarnations in ({}, {"actor/0": 3, "replay/1": 0}, {"actor/0": 4}):
+    for incarnations in ({"actor/0": 3, "replay/1": 0}, {"actor/0": 4}):
         folder.write_incarnations(incarnations)
         assert folder.read_incarnations() == incarnations
     assert tree(tmp_path) == ["incarnations.json"]
@@ -332,13 +361,16 @@ def test_incarnations_come_back_as_they_were_written(tmp_path: Path) -> None:
         '{"actor/0": true}',
         '{"actor/0": -1}',
         '{"actor/0": Infinity}',
+        '{"actor/0": 1099511627776}',
+        '{"../../etc/0": 1}',
+        "{}",
     ],
 )
 def test_damaged_incarnations_are_refused_in_one_line(tmp_path: Path, text: str) -> None:
     """A number that was given before would be given twice."""
     path = tmp_path / "incarnations.json"
     path.write_text(text)
-    with pytest.raises(RunFolderError) as caught:
+    with pytest.raises(UnreadableFile) as caught:
         RunFolder(tmp_path).read_incarnations()
     assert str(caught.value).startswith(f"{path}: cannot be read: ")
     assert "\n" not in str(caught.value)
@@ -350,7 +382,7 @@ def test_missing_or_unreadable_incarnations_are_refused(
 ) -> None:
     path = tmp_path / "incarnations.json"
     damage(path)
-    with pytest.raises(RunFolderError, match=re.escape(f"{path}: cannot be read: ")):
+    with pytest.raises(UnreadableFile, match=re.escape(f"{path}: cannot be read: ")):
         RunFolder(tmp_path).read_incarnations()
 
 

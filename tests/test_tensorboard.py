@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fakes import made
 from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
@@ -26,7 +27,7 @@ from common.tensorboard import (
 
 
 def _write(folder: Path, rows: list[tuple[str, float, int]], *, first_frames: int = 0) -> Path:
-    with EventWriter(folder=folder, flush_s=10.0, first_frames=first_frames) as writer:
+    with EventWriter(folder=made(folder), flush_s=10.0, first_frames=first_frames) as writer:
         for tag, value, frames in rows:
             writer.scalar(tag, value, frames)
     return writer.path
@@ -223,7 +224,7 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path\n"
         "from common.tensorboard import EventWriter, read_scalars\n"
-        f"folder = Path({str(tmp_path / 'run')!r})\n"
+        f"folder = Path({str(made(tmp_path / 'run'))!r})\n"
         "with EventWriter(folder=folder, flush_s=1.0, first_frames=0) as writer:\n"
         "    writer.scalar('a', 1.0, 1)\n"
         "assert list(read_scalars(folder)) == ['a']\n"
