@@ -302,7 +302,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
     try:
         if command.resume is not None:
             folder = RunFolder.of_run(command.resume)
-            start = find_start(folder, config, spec)
+            start = find_start(folder, config, None if problems else spec)
             folder.read_json("run.json", About)
             result = folder.read_json("result.json", Result)
         else:

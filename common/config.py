@@ -144,7 +144,7 @@ class LearnerConfig:
     """Transitions per learner step."""
     optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     """`rmsprop` is the centred one of Graves 2013 unless `rmsprop_centered` is off."""
-    learning_rate: Annotated[float, positive(1e6)] = 0.00025 / 4
+    learning_rate: Annotated[float, positive(1e38)] = 0.00025 / 4
     """Step size (Horgan et al. 2018, appendix C)."""
     optimizer_epsilon: Annotated[float, positive(1e300)] = 1.5e-7
     """Added to the denominator (Horgan et al. 2018, appendix C)."""

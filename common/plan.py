@@ -98,11 +98,12 @@ def machine_problems(
     has_cuda: bool,
 ) -> list[str]:
     """Return one line for each thing that the settings ask of this machine and it does not have."""
+    needs = _needs(config, spec, weights_bytes, is_serial)
+    too_much = [(flag, needed) for flag, needed in needs.items() if needed > memory_bytes]
     problems = [
         f"--{flag}: takes about {needed / 1e9:,.0f} GB at least, this machine has "
         f"{memory_bytes / 1e9:.0f} GB"
-        for flag, needed in _needs(config, spec, weights_bytes, is_serial).items()
-        if needed > memory_bytes
+        for flag, needed in too_much[:1]  # one may be the reason of the next
     ]
     if config.learner.device == "cuda" and not has_cuda:
         problems.append("--learner.device cuda: this machine has no CUDA device; use auto or cpu")
@@ -142,15 +143,17 @@ def _needs(
     # An actor holds the frames of the segments that are not full yet.
     open_bytes = actor.envs * actor.segment_transitions * spec.observation.frame_bytes
     process_bytes = 0 if is_serial else _ACTOR_BYTES
-    return {
+    needs = {
+        # Weights, target, gradients and two moments.
+        f"agent.hidden {shown(config.agent.hidden)}": 5 * weights_bytes,
         f"actor.count {actor.count}": actor.count * (process_bytes + weights_bytes + open_bytes),
         f"learner.batch-size {learner.batch_size}": (
             2 * learner.batch_size * observation_bytes * (learner.prefetch_batches + 1)
         ),
-        # Weights, target, gradients and two moments.
-        f"agent.hidden {shown(config.agent.hidden)}": 5 * weights_bytes,
-        f"replay.capacity {replay.capacity}": replay.capacity * _LEAST_ROW_BYTES,
     }
+    if replay.max_bytes is not None:  # else they count, too, and are asked about below
+        needs[f"replay.capacity {replay.capacity}"] = replay.capacity * _LEAST_ROW_BYTES
+    return needs
 
 
 def _bytes_per_transition(spec: EnvironmentSpec) -> int:

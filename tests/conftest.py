@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -56,6 +56,24 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
         pytest.skip(f"needs the right to mount a small disk: {done.stderr.strip()}")
     yield SmallDisk(path)
     subprocess.run(["umount", "-l", str(path)], check=True, capture_output=True)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """A function that runs a command which must be refused, and returns its one line."""
+    import launch as driver
+
+    def refusal(*arguments: object) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            driver.main([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        assert end.value.code == 2, said
+        assert said.out == ""
+        assert said.err.count("\n") == 1, said.err
+        return said.err.removeprefix("launch.py: ").strip()
+
+    return refusal
 
 
 @pytest.fixture

@@ -29,23 +29,6 @@ def run(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """A function that runs a command which must be refused, and returns its one line."""
-
-    def refusal(*arguments: object) -> str:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            driver.main([str(argument) for argument in arguments])
-        assert end.value.code == 2
-        said = capsys.readouterr()
-        assert said.out == ""
-        assert said.err.count("\n") == 1, said.err
-        return said.err.removeprefix("launch.py: ").strip()
-
-    return refusal
-
-
 def test_disk_that_fills_up_changes_neither_result_nor_exit_code(
     small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
