@@ -12,13 +12,23 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from faulting import FLAGS, ROLES, Job, checkpoints, last_frame, snapshots
-from launching import STOP_S, result_of, started
+from faulting import FLAGS, ROLES, Job, checkpoint_names, checkpoints, last_frame, snapshots
+from launching import ROOT, STOP_S, launch, result_of, started
 
 from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.ray
+
+
+def test_a_start_that_fails_leaves_a_folder_that_can_be_used(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    new = ("--preset", "cartpole", "--total-frames", "1100", "--run-dir", str(run))
+    done = launch(*new, environment={"RAY_AUTH_MODE": "disabled"})
+    assert done.returncode != 0 and "RAY_AUTH_MODE" in done.stdout + done.stderr
+    assert "--resume" not in done.stdout
+    assert not (run / "run.json").exists()
+    assert launch(*new, "--serial", "--evaluator.no-enabled").returncode == 0
 
 
 # --- the driver, and Ray itself -------------------------------------------------------------------
@@ -34,6 +44,7 @@ def test_a_killed_driver_leaves_nothing_and_resume_goes_on(tmp_path: Path) -> No
         # Ray's own agents, which hold no port and no memory to speak of, wait a minute for news.
         assert [p for role in ROLES.values() for p in launched.workers(role)] == []
         assert launched.wait_until_gone(90.0) == []
+    assert result_of(run)["end_reason"] == "running"
     expect_resume(run)
 
 
@@ -123,6 +134,31 @@ def test_training_goes_on_when_the_checkpoint_folder_is_removed_or_cannot_be_wri
         launched.interrupt()
         assert launched.wait(STOP_S).returncode == 130, launched.said
     assert "Traceback" not in (run / "log.txt").read_text()
+
+
+def test_a_folder_that_is_moved_under_its_run_is_found_by_everybody(tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "else where"
+    with started(*FLAGS, "--run-dir", str(run)) as launched:
+        job = Job(launched, moved)
+        launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "checkpoint")
+        assert result_of(run)["end_reason"] == "running"
+        run.rename(moved)
+        launched.wait_for(f"the run folder {run} was moved; saving goes on in {moved}")
+        for role in ("learner", "replay"):  # those who take over have never seen the old name
+            comebacks = job.comebacks(role)
+            job.victims(role)[0].kill()
+            job.wait_for_comeback(role, comebacks, 90.0)
+        job.expect_progress()
+        before = checkpoint_names(moved)
+        job.wait_until(lambda: bool(checkpoint_names(moved) - before), "a new checkpoint", 60.0)
+        launched.interrupt()
+        done = launched.wait(STOP_S)
+    assert done.returncode == 130
+    assert [path.name for path in tmp_path.iterdir()] == ["else where"]
+    assert done.stdout.count("was moved") == 1
+    assert result_of(moved)["end_reason"] == "interrupted"
+    assert f"continue with: python {ROOT / 'launch.py'} --resume '{moved}'" in done.stdout
+    assert "interrupted: " in (moved / "log.txt").read_text()
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ The tests share one job, since a start costs more than a fault.
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 
@@ -97,6 +98,28 @@ def test_a_killed_process_is_replaced_and_the_run_goes_on(
             lambda: checkpoint_steps(job.run, since_s=returned_s) != [], "a new checkpoint", 60.0
         )
         assert checkpoint_steps(job.run, since_s=returned_s)[0] >= kept[-1] > 0
+    job.expect_progress()
+
+
+def test_a_learner_killed_before_anybody_heard_of_its_checkpoint_goes_on_from_it(
+    job: Job,
+) -> None:
+    """The driver hears of a checkpoint with the next report, up to two seconds later."""
+    victim, folder = job.victims("learner")[0], job.run / "checkpoints"
+    before, comebacks = checkpoint_names(job.run), job.comebacks("learner")
+    give_up_s = time.monotonic() + 60.0
+    while not (new := {name for name in os.listdir(folder) if name.endswith(".pt")} - before):
+        assert time.monotonic() < give_up_s, job.launched.said
+    victim.kill()
+    (name,) = [name for name in new if name.startswith("checkpoint_")]
+    job.wait_for_comeback("learner", comebacks, 90.0)
+    job.wait_until(lambda: job.said(rf"learner 0: .*; goes on from .*{name}") == 1, name, 30.0)
+    after = checkpoint_names(job.run)
+    job.wait_until(lambda: bool(checkpoint_names(job.run) - after), "another checkpoint", 60.0)
+    newest = CheckpointFolder(folder, 1).newest_sound(expect_resumable)
+    assert newest is not None
+    learner_step = int(name.removeprefix("checkpoint_").removesuffix(".pt"))
+    assert newest.payload["counters"]["learner_step"] >= learner_step
     job.expect_progress()
 
 
