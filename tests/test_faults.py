@@ -108,10 +108,10 @@ def test_a_learner_killed_before_anybody_heard_of_its_checkpoint_goes_on_from_it
     victim, folder = job.victims("learner")[0], job.run / "checkpoints"
     before, comebacks = checkpoint_names(job.run), job.comebacks("learner")
     give_up_s = time.monotonic() + 60.0
-    while not (new := {name for name in os.listdir(folder) if name.endswith(".pt")} - before):
+    while not (new := {n for n in os.listdir(folder) if n.startswith("checkpoint_")} - before):
         assert time.monotonic() < give_up_s, job.launched.said
     victim.kill()
-    (name,) = [name for name in new if name.startswith("checkpoint_")]
+    (name,) = new
     job.wait_for_comeback("learner", comebacks, 90.0)
     job.wait_until(lambda: job.said(rf"learner 0: .*; goes on from .*{name}") == 1, name, 30.0)
     after = checkpoint_names(job.run)
