@@ -447,10 +447,13 @@ def evaluate(command: EvalCommand) -> int:
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())
     config, spec, weights, network = trained
+    epsilon = of_run.evaluator.epsilon if command.epsilon is None else command.epsilon
+    if not 0 <= epsilon <= 1:  # a config.yaml that somebody edited
+        refuse([f"{folder.config_file}: `evaluator.epsilon` is {epsilon}: must be from 0 to 1"])
     config = dataclasses.replace(
         config,
         evaluator=dataclasses.replace(
-            config.evaluator, episodes=command.episodes, epsilon=command.epsilon
+            config.evaluator, episodes=command.episodes, epsilon=epsilon
         ),
     )
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
@@ -460,7 +463,7 @@ def evaluate(command: EvalCommand) -> int:
     normalized = human_normalized_score(spec.name, float(returns.mean()))
     human = "" if normalized is None else f", human-normalised {normalized:.3f}"
     print(
-        f"{len(returns)} games, epsilon {command.epsilon:g}, seed {command.seed}: "
+        f"{len(returns)} games, epsilon {epsilon:g}, seed {command.seed}: "
         f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, "
         f"min {returns.min():g}, max {returns.max():g}{human}; mean length "
         f"{result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
@@ -468,7 +471,7 @@ def evaluate(command: EvalCommand) -> int:
     if command.video:
         video = folder.path / "videos" / f"{spec.name}_{weights.version.learner_step:010d}.mp4"
         try:
-            record_game(config.env, network, command.epsilon, command.seed, video)
+            record_game(config.env, network, epsilon, command.seed, video)
         except OSError as error:
             refuse([f"{video}: cannot be written: {error.strerror or error}"])
         print(f"video: {video}")

@@ -73,8 +73,9 @@ class EvalCommand:
     """Folder of the run."""
     episodes: int = 30
     """Games to play."""
-    epsilon: float = 0.001
-    """Exploration; above 0, or Breakout waits for ever for its FIRE."""
+    epsilon: float | None = None
+    """Exploration; None: the run's own evaluator.epsilon, as its config.yaml has it. Above 0, or
+    Breakout waits for ever for its FIRE."""
     checkpoint: Annotated[str, arg(metavar="last|best|PATH")] = "last"
     """Which weights."""
     seed: int = 10_000
@@ -232,7 +233,7 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
     problems = []
     if command.episodes < 1:
         problems.append(f"--episodes {command.episodes}: must be >= 1")
-    if not 0 <= command.epsilon <= 1:
+    if command.epsilon is not None and not 0 <= command.epsilon <= 1:
         problems.append(f"--epsilon {command.epsilon}: must be from 0 to 1")
     if not 0 <= command.seed <= MAX_GIVEN_SEED:
         problems.append(f"--seed {command.seed}: must be from 0 to {MAX_GIVEN_SEED:,}")
