@@ -82,8 +82,8 @@ from replay.local import LocalReplay
 from replay.priority_updater import PriorityUpdater
 from replay.server import ReplayServer
 
-# For a shard in this very process.
-_LOCAL_ANSWER_S = 1.0
+# Shards in this very process always answer, also where it stood still for a while.
+_LOCAL_ANSWER_S = math.inf
 _FLUSH_S = 5.0
 
 
@@ -452,9 +452,7 @@ def evaluate(command: EvalCommand) -> int:
         refuse([f"{folder.config_file}: `evaluator.epsilon` is {epsilon}: must be from 0 to 1"])
     config = dataclasses.replace(
         config,
-        evaluator=dataclasses.replace(
-            config.evaluator, episodes=command.episodes, epsilon=epsilon
-        ),
+        evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
     result = play(config, spec, weights, command.seed, lambda: False)
