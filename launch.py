@@ -68,7 +68,6 @@ from learner.assembly import (
     load_trained,
     make_learner,
     resolve_device,
-    resolve_threads,
 )
 from learner.best_weights import BestWeights
 from learner.checkpoint import CheckpointFolder
@@ -85,6 +84,9 @@ from replay.server import ReplayServer
 # Shards in this very process always answer, also where it stood still for a while.
 _LOCAL_ANSWER_S = math.inf
 _FLUSH_S = 5.0
+# With more than one the last digits follow their number, and so a number that follows the machine
+# would make another run of the same command.
+_SERIAL_THREADS = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -341,7 +343,7 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     config, spec = plan.config, plan.spec
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(resolve_threads(config.learner.threads, neighbours=0))
+    torch.set_num_threads(config.learner.threads or _SERIAL_THREADS)
     incarnation = max(plan.incarnations.values(), default=0)
     everyone = [("learner", 0), *(("replay", k) for k in range(config.replay.shards))]
     everyone += [("actor", actor) for actor in range(config.actor.count)]
@@ -358,6 +360,8 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     ]
     device = resolve_device(config.learner.device)
     learner = make_learner(config, spec, device=device, serial=True)
+    if learner.is_compiled:
+        learner.warm_up()
     sampler = make_sampler(config, spec, shards=replay.handles, in_flight=1, rows_per_request=1)
     if plan.resume_from:
         saved = load_checkpoint(Path(plan.resume_from))

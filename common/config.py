@@ -157,12 +157,13 @@ class LearnerConfig:
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the step; `auto`: where there is a C++ compiler and the run is not serial."""
+    """torch.compile the step; `auto`: where that works and the run is not serial; `on`: or end."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products in the hidden layers: bfloat16 is faster on CPUs with AMX or AVX512-BF16, and
     slower on others. Weights, action values, targets, loss and optimiser stay float32."""
     threads: int = 0
-    """Torch threads of the learner; 0: the cores that actors and replay leave, one at least."""
+    """Torch threads of the learner; 0: the cores that actors and replay leave, one at least, and
+    one in a serial run, whatever the machine: their number decides the last digits."""
 
 
 @dataclass(frozen=True)

@@ -116,12 +116,14 @@ class LearnerProcess:
         self._published: Any = None
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
+        self._is_warm = threading.Event()
         self._save = threading.Event()
         self._report = self._loop.report()
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="description")
     def describe(self) -> str:
-        """Return one sentence on where and how it learns."""
+        """Return one sentence on where and how it learns, once it has tried to compile."""
+        self._is_warm.wait()
         device = self._learner.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         threads = torch.get_num_threads()
@@ -134,10 +136,14 @@ class LearnerProcess:
         Raises:
           FloatingPointError: numbers are no longer finite; nothing was saved since.
           OSError: the last checkpoint could not be written.
+          RunEnded: what `learner.compile on` asks for does not work here.
         """
         self._loop.publish()
-        if not self._stop.is_set():
-            self._warm_up()
+        try:
+            if not self._stop.is_set():
+                self._warm_up()
+        finally:
+            self._is_warm.set()
         reported_s = -float("inf")
         try:
             while not self._stop.is_set():
@@ -196,7 +202,11 @@ class LearnerProcess:
         self._stop.set()
 
     def _warm_up(self) -> None:
-        """Compile, half a minute and more; meanwhile actors hear how far the run has come."""
+        """Compile, half a minute and more; meanwhile actors hear how far the run has come.
+
+        Raises:
+          RunEnded: as `Learner.warm_up`.
+        """
         is_warm = threading.Event()
 
         def tell() -> None:
@@ -206,7 +216,8 @@ class LearnerProcess:
         with ThreadPoolExecutor(1, "republish") as pool:
             telling = pool.submit(tell)
             try:
-                self._learner.warm_up()
+                if why := self._learner.warm_up():
+                    self._said += f"; {why}"
             finally:
                 is_warm.set()
             telling.result()
@@ -266,4 +277,4 @@ class LearnerProcess:
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups
-LearnerServer = _shell(concurrency_groups={"control": 1})(LearnerProcess)
+LearnerServer = _shell(concurrency_groups={"control": 1, "description": 1})(LearnerProcess)
