@@ -221,7 +221,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             config,
             spec,
             memory_bytes=memory_bytes,
-            cores=available_cores(),
+            # Under --serial nothing is reserved for an actor.
+            cores=sys.maxsize if command.serial else available_cores(),
             has_cuda=torch.cuda.is_available(),
         )
     start = AT_THE_BEGINNING
