@@ -60,8 +60,8 @@ class TrainCommand:
     serial: FlagCreatePairsOff[bool] = False
     """Everything in one process, for debugging and tests. The same command gives the same
     checkpoints, best.pt and replay on any number of cores and at any speed: torch has one thread
-    (or --learner.threads), and 6,000 agent and learner steps count as a minute. Another processor,
-    GPU or release of torch may round otherwise; where memory differs, set --replay.max-bytes."""
+    (or learner.threads), and 6,000 agent and learner steps count as a minute. Another processor,
+    GPU or release of torch may round otherwise; where memory differs, set replay.max-bytes."""
     address: Annotated[str | None, arg(metavar="auto|HOST:PORT", help_behavior_hint="")] = None
     """Use a Ray cluster that runs; default: a Ray of its own on this machine."""
     dashboard: FlagCreatePairsOff[bool] = False

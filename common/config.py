@@ -173,8 +173,8 @@ class EvaluatorConfig:
     enabled: bool = True
     """Whether the run has an evaluator."""
     every_minutes: float = 5.0
-    """From the start of one evaluation to the start of the next; --serial counts 6,000 agent and
-    learner steps as a minute."""
+    """From the start of one evaluation to the start of the next; a serial run counts 6,000 agent
+    and learner steps as a minute."""
     episodes: int = 5
     """Games per evaluation."""
     epsilon: float = 0.001
@@ -187,7 +187,7 @@ class CheckpointConfig:
 
     every_minutes: float = 1.0
     """Between checkpoints, which is what a dead learner forgets at most; one more at the end.
-    --serial counts 6,000 agent and learner steps as a minute."""
+    A serial run counts 6,000 agent and learner steps as a minute."""
     keep: int = 3
     """Newest checkpoints kept, besides `best.pt`."""
     replay: bool = True
