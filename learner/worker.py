@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -41,6 +44,9 @@ _REPORT_S = 1.0
 # For the shards to say where they stand. One that is away sets in later.
 _CATCH_UP_S = 10.0
 _STORE_ANSWER_S = 5.0
+# Half of what a process has until its first sign of work: one that hangs in a compiler would be
+# killed then, and hang again.
+_COMPILE_S = 300.0
 
 
 class LearnerProcess:
@@ -204,14 +210,20 @@ class LearnerProcess:
     def _warm_up(self) -> None:
         """Compile, half a minute and more; meanwhile actors hear how far the run has come.
 
+        A compiler that takes five minutes is ended, which counts as an error of its own.
+
         Raises:
           RunEnded: as `Learner.warm_up`.
         """
         is_warm = threading.Event()
 
         def tell() -> None:
+            waited_s = 0.0  # of a process that stood still itself, nothing
             while not is_warm.wait(_REPORT_S):
                 self._loop.republish()
+                waited_s += _REPORT_S
+                if waited_s >= _COMPILE_S:
+                    _kill_descendants(os.getpid())
 
         with ThreadPoolExecutor(1, "republish") as pool:
             telling = pool.submit(tell)
@@ -274,6 +286,15 @@ class LearnerProcess:
             plan.config, plan.spec, self._learner, self._loop, self._sampler.rng_state
         )
         return lambda: str(self._folder.save(payload, step))
+
+
+def _kill_descendants(pid: int) -> None:
+    """Kill what a process started, and what that started, which may hold its pipes open."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            for child in map(int, children.read_text().split()):
+                _kill_descendants(child)
+                os.kill(child, signal.SIGKILL)
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups
