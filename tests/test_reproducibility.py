@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -17,7 +18,7 @@ import lz4.block
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, launch, result_of, started
+from launching import ROOT, Launched, launch, result_of, started
 
 import launch as driver
 from actors.environments import resolve
@@ -161,11 +162,21 @@ def told(run: Path, tag: str) -> list[tuple[int, float]]:
     return list(zip(series.frames.tolist(), series.values.tolist(), strict=True))
 
 
+def hold(launched: Launched) -> None:
+    """Give a run one core, and stop it now and then."""
+    os.sched_setaffinity(launched.pid, {min(os.sched_getaffinity(0))})
+    for _ in range(6):
+        time.sleep(1.0)
+        launched.interrupt(signal.SIGSTOP)
+        time.sleep(0.5)
+        launched.interrupt(signal.SIGCONT)
+
+
 @pytest.mark.parametrize(
     ("name", "flags"),
     [
         # Enough convolution for threads to round otherwise, and more than one evaluation.
-        ("pong", ("--learner.threads", "0")),
+        ("pong", ("--learner.threads", "0", "--total-frames", "800")),
         # As many as are asked for, though they then wait for each other.
         pytest.param(
             "pong", ("--learner.threads", "2", "--actor.cpus", "1"), marks=pytest.mark.slow
@@ -182,12 +193,7 @@ def test_serial_run_leaves_the_same_files_on_any_cores_and_at_any_speed(
     for run in runs:
         with started(*arguments(name, run, 3, *flags, *minutes)) as launched:
             if run.name == "held":
-                os.sched_setaffinity(launched.pid, {min(os.sched_getaffinity(0))})
-                for _ in range(6):
-                    time.sleep(1.0)
-                    launched.interrupt(signal.SIGSTOP)
-                    time.sleep(0.5)
-                    launched.interrupt(signal.SIGCONT)
+                hold(launched)
             done = launched.wait()
             assert done.returncode == 0, done.stdout + done.stderr
     files = [files_of(run) for run in runs]
@@ -197,6 +203,21 @@ def test_serial_run_leaves_the_same_files_on_any_cores_and_at_any_speed(
     tag = "eval/episode_return"
     assert told(runs[0], tag) == told(runs[1], tag)
     assert len(told(runs[0], tag)) > 2
+
+
+def test_serial_runs_that_go_on_from_the_same_files_leave_the_same_files(tmp_path: Path) -> None:
+    free, held = tmp_path / "free", tmp_path / "held"
+    minutes = ("--evaluator.every-minutes", "0.05", "--checkpoint.every-minutes", "0.02")
+    assert driver.main(arguments("cartpole", free, 3, *minutes)) == 0
+    shutil.copytree(free, held)
+    more = ("--serial", "--total-frames", "2000")
+    assert driver.main(["--resume", str(free), *more]) == 0
+    with started("--resume", str(held), *more) as launched:
+        hold(launched)
+        done = launched.wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert files_of(free) == files_of(held)
+    assert told(free, "eval/episode_return") == told(held, "eval/episode_return")
 
 
 def test_differences_are_found_in_every_kind_of_value() -> None:
