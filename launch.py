@@ -78,7 +78,6 @@ from learner.assembly import (
     load_trained,
     make_learner,
     resolve_device,
-    resolve_threads,
 )
 from learner.best_weights import BestWeights
 from learner.checkpoint import CheckpointFolder, load
@@ -92,9 +91,12 @@ from replay.local import LocalReplay
 from replay.priority_updater import PriorityUpdater
 from replay.server import ReplayServer
 
-# For a shard in this very process.
-_LOCAL_ANSWER_S = 1.0
+# Shards in this very process always answer, also where it stood still for a while.
+_LOCAL_ANSWER_S = math.inf
 _FLUSH_S = 5.0
+# With more than one the last digits follow their number, and so a number that follows the machine
+# would make another run of the same command.
+_SERIAL_THREADS = 1
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -294,7 +296,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             weights_bytes=state_bytes(config.agent, spec),
             is_serial=command.serial,
             memory_bytes=memory_bytes,
-            cores=available_cores(),
+            # Under --serial nothing is reserved for an actor.
+            cores=sys.maxsize if command.serial else available_cores(),
             has_cuda=torch.cuda.is_available(),
         )
     start = AT_THE_BEGINNING
@@ -421,7 +424,7 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     config, spec = plan.config, plan.spec
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS, to be deterministic
     torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(resolve_threads(config.learner.threads, neighbours=0))
+    torch.set_num_threads(config.learner.threads or _SERIAL_THREADS)
     incarnation = max(plan.incarnations.values(), default=0)
     everyone = [("learner", 0), *(("replay", k) for k in range(config.replay.shards))]
     everyone += [("actor", actor) for actor in range(config.actor.count)]
@@ -438,6 +441,8 @@ def make_serial_cores(plan: Plan, console: Console, interrupts: Interrupts) -> C
     ]
     device = resolve_device(config.learner.device)
     learner = make_learner(config, spec, device=device, serial=True)
+    if learner.is_compiled:
+        learner.warm_up()
     sampler = make_sampler(config, spec, shards=replay.handles, in_flight=1, rows_per_request=1)
     if plan.resume_from:
         path = Path(plan.resume_from)
@@ -532,11 +537,10 @@ def evaluate(command: EvalCommand) -> int:
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())
     config, spec, weights, network = trained
+    epsilon = of_run.evaluator.epsilon if command.epsilon is None else command.epsilon
     config = dataclasses.replace(
         config,
-        evaluator=dataclasses.replace(
-            config.evaluator, episodes=command.episodes, epsilon=command.epsilon
-        ),
+        evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
     result = play(config, spec, weights, command.seed, lambda: False)
@@ -545,7 +549,7 @@ def evaluate(command: EvalCommand) -> int:
     normalized = human_normalized_score(spec.name, float(returns.mean()))
     human = "" if normalized is None else f", human-normalised {normalized:.3f}"
     print(
-        f"{len(returns)} games, epsilon {command.epsilon:g}, seed {command.seed}: "
+        f"{len(returns)} games, epsilon {epsilon:g}, seed {command.seed}: "
         f"mean {returns.mean():.2f}, standard deviation {returns.std():.2f}, "
         f"min {returns.min():g}, max {returns.max():g}{human}; mean length "
         f"{result.lengths_agent_steps.mean():.0f} agent steps, {result.seconds:.0f} s"
@@ -553,7 +557,7 @@ def evaluate(command: EvalCommand) -> int:
     if command.video:
         video = folder.path / "videos" / f"{spec.name}_{weights.version.learner_step:010d}.mp4"
         try:
-            record_game(config.env, network, command.epsilon, command.seed, video)
+            record_game(config.env, network, epsilon, command.seed, video)
         except OSError as error:
             refuse([f"{video}: cannot be written: {error.strerror or error}"])
         print(f"video: {video}")

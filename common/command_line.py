@@ -63,7 +63,10 @@ class TrainCommand:
     resume: Annotated[Path | None, arg(metavar="RUN_DIR", help_behavior_hint="")] = None
     """Continue a run: its settings, weights, optimiser, counters and replay."""
     serial: FlagCreatePairsOff[bool] = False
-    """Everything in one process, bit-reproducible for a seed: for debugging and tests."""
+    """Everything in one process, for debugging and tests. The same command gives the same
+    checkpoints, best.pt and replay on any number of cores and at any speed: torch has one thread
+    (or learner.threads), and 6,000 agent and learner steps count as a minute. Another processor,
+    GPU or release of torch may round otherwise; where memory differs, set replay.max-bytes."""
     address: Annotated[str | None, arg(metavar="auto|HOST:PORT", help_behavior_hint="")] = None
     """Use a Ray cluster that runs; default: a Ray of its own on this machine."""
     dashboard: FlagCreatePairsOff[bool] = False
@@ -78,8 +81,9 @@ class EvalCommand:
     """Folder of the run."""
     episodes: int = 30
     """Games to play."""
-    epsilon: float = 0.001
-    """Exploration; above 0, or Breakout waits for ever for its FIRE."""
+    epsilon: float | None = None
+    """Exploration; None: the run's own evaluator.epsilon, as its config.yaml has it. Above 0, or
+    Breakout waits for ever for its FIRE."""
     checkpoint: Annotated[str, arg(metavar="last|best|PATH")] = "last"
     """Which weights."""
     seed: int = 10_000
@@ -274,7 +278,7 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
     problems = []
     if command.episodes < 1:
         problems.append(f"--episodes {command.episodes}: must be >= 1")
-    if not 0 <= command.epsilon <= 1:
+    if command.epsilon is not None and not 0 <= command.epsilon <= 1:
         problems.append(f"--epsilon {command.epsilon}: must be from 0 to 1")
     if not 0 <= command.seed <= MAX_GIVEN_SEED:
         problems.append(f"--seed {command.seed}: must be from 0 to {MAX_GIVEN_SEED:,}")

@@ -171,12 +171,13 @@ class LearnerConfig:
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(aliases=["--device"])] = "auto"
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile the step; `auto`: where there is a C++ compiler and the run is not serial."""
+    """torch.compile the step; `auto`: where that works and the run is not serial; `on`: or end."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products in the hidden layers: bfloat16 is faster on CPUs with AMX or AVX512-BF16, and
     slower on others. Weights, action values, targets, loss and optimiser stay float32."""
     threads: Annotated[int, from_zero(1_000)] = 0
-    """Torch threads of the learner; 0: the cores that actors and replay leave, one at least."""
+    """Torch threads of the learner; 0: the cores that actors and replay leave, one at least, and
+    one in a serial run, whatever the machine: their number decides the last digits."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ class EvaluatorConfig:
     enabled: bool = True
     """Whether the run has an evaluator."""
     every_minutes: Annotated[float, positive(_MINUTES)] = 5.0
-    """From the start of one evaluation to the start of the next."""
+    """From the start of one evaluation to the start of the next; a serial run counts 6,000 agent
+    and learner steps as a minute."""
     episodes: Annotated[int, counted(10**6)] = 5
     """Games per evaluation."""
     epsilon: Annotated[float, SHARE] = 0.001
@@ -198,7 +200,8 @@ class CheckpointConfig:
     """What survives the process."""
 
     every_minutes: Annotated[float, positive(_MINUTES)] = 1.0
-    """Between checkpoints, which is what a dead learner forgets at most; one more at the end."""
+    """Between checkpoints, which is what a dead learner forgets at most; one more at the end.
+    A serial run counts 6,000 agent and learner steps as a minute."""
     keep: Annotated[int, counted(10**6)] = 3
     """Newest checkpoints kept, besides `best.pt`."""
     replay: bool = True

@@ -200,6 +200,8 @@ class Crew:
         why = ""
         if isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
             why = "refused its own numbers"
+        elif isinstance(error, RunEnded):
+            why = "cannot go on"
         elif _CONSTRUCTOR_FAILED in str(error) and self._supervisor.restarts(name[0]) == 0:
             why = "did not come up"
         if why:

@@ -1,4 +1,4 @@
-"""One run in one process: the rate limiter says who moves, no clock decides anything."""
+"""One run in one process: the rate limiter says who moves, steps say what time it is."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from common.run_ended import RunEnded
 from common.types import EpisodeRecord, PhaseSeconds, Segment
 
 _REPORT_MINUTES = 1.0 / 60.0
+STEPS_PER_MINUTE = 6_000
+"""Agent steps and learner steps, together, that count as a minute in `every_minutes`."""
 
 
 class Player(Protocol):
@@ -122,9 +124,9 @@ class Cores(NamedTuple):
 class SerialRun:
     """Turns the same cores as the processes do, bit-reproducible for a seed.
 
-    Actors move while replay takes their pushes, the learner while it gets samples. Reports,
-    evaluations and checkpoints go by the clock, and none of them changes what is learned; an
-    evaluation may end it, by `--stop-at-return`.
+    Actors move while replay takes their pushes, the learner while it gets samples. Evaluations and
+    checkpoints go by a clock of steps, so that the same files come of any speed; reports go by the
+    clock on the wall, and change nothing. An evaluation may end it, by `--stop-at-return`.
     """
 
     def __init__(
@@ -158,7 +160,8 @@ class SerialRun:
         )
         # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
         self._most_steps = 1 if config.samples_per_insert is None else sys.maxsize
-        self._report_due = _every(_REPORT_MINUTES)
+        self._learner_steps = 0
+        self._report_due = _every(_REPORT_MINUTES, lambda: time.monotonic() / 60.0)
 
     def run(self) -> str:
         """Run until the end.
@@ -171,8 +174,8 @@ class SerialRun:
         """
         config, cores = self._plan.config, self._cores
         cores.learner.publish()
-        save_due = _every(config.checkpoint.every_minutes)
-        evaluation_due = _every(config.evaluator.every_minutes)
+        save_due = _every(config.checkpoint.every_minutes, self._minutes)
+        evaluation_due = _every(config.evaluator.every_minutes, self._minutes)
         reason = ""
         while not reason and not self._interrupts.requested.is_set():
             # Whoever has no turn waits, so that phases tell of either here what they do elsewhere.
@@ -183,8 +186,10 @@ class SerialRun:
             self._report_if_due()
             if evaluation_due():
                 self._evaluate()
-            if save_due() and (trouble := cores.save()):
-                self._note(f"{trouble}; training goes on")
+            if save_due():
+                self._report()  # by their frames, a resumed run knows the games from before
+                if trouble := cores.save():
+                    self._note(f"{trouble}; training goes on")
             reason = self._goal.reached or ("done" if self._is_done() else "")
         if self._goal.reached:
             self._note(self._goal.reached)
@@ -211,13 +216,21 @@ class SerialRun:
         for _ in range(self._most_steps):
             if self._interrupts.requested.is_set() or not learner.run_step(0.0):
                 break
+            self._learner_steps += 1
             self._report_if_due()  # a turn of large batches takes minutes
         learner.publish_if_due()  # once a turn: nobody acted in between
+
+    def _agent_steps(self) -> int:
+        return sum(shard.accepted for shard in self._cores.shards)
+
+    def _minutes(self) -> float:
+        """Return the time since the start, as steps tell it."""
+        return (self._agent_steps() + self._learner_steps) / STEPS_PER_MINUTE
 
     def _is_done(self) -> bool:
         shards = self._cores.shards
         return (
-            sum(shard.accepted for shard in shards) >= self._plan.agent_steps_left
+            self._agent_steps() >= self._plan.agent_steps_left
             or sum(shard.ended_episodes for shard in shards) >= self._plan.episodes_left
         )
 
@@ -239,15 +252,16 @@ class SerialRun:
                 self._goal.evaluated(result.returns)
 
 
-def _every(minutes: float) -> Callable[[], bool]:
+def _every(minutes: float, clock: Callable[[], float]) -> Callable[[], bool]:
     """Return what tells whether so many minutes have passed since it last said so."""
-    due_s = time.monotonic() + minutes * 60.0
+    next_time = clock() + minutes
 
     def due() -> bool:
-        nonlocal due_s
-        if time.monotonic() < due_s:
+        nonlocal next_time
+        now = clock()
+        if now < next_time:
             return False
-        due_s = time.monotonic() + minutes * 60.0
+        next_time = now + minutes
         return True
 
     return due

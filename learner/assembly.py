@@ -21,7 +21,7 @@ from common.schema import Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
-from learner.learner import Learner, compiler_available
+from learner.learner import Learner
 from learner.learner_loop import LearnerLoop, expect_finite
 
 # Raised whenever a checkpoint of the version before could not be read any more.
@@ -66,7 +66,7 @@ def make_learner(
       serial: one process for everything; then `learner.compile auto` means off, to start fast.
     """
     choice = config.learner.compile
-    compiled = choice == "on" or (choice == "auto" and not serial and compiler_available())
+    compiled = choice == "on" or (choice == "auto" and not serial)
     return Learner(
         agent=config.agent,
         config=config.learner,

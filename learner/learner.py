@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
-import shutil
-import sysconfig
+import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +12,7 @@ from torch import Tensor, nn
 
 from common.config import AgentConfig, LearnerConfig
 from common.networks import QNetwork, build_network, initialise
+from common.run_ended import RunEnded
 from common.targets import n_step_target, td_error
 from common.types import EnvironmentSpec
 from learner.losses import half_square, huber, weighted_mean
@@ -25,6 +22,8 @@ from learner.optimizers import make_optimizer
 _HUBER_DELTA = 1.0
 # Keeps the clipping factor finite, as in torch.nn.utils.clip_grad_norm_.
 _NORM_EPSILON = 1e-6
+# Of a compiler's error; with its include paths some are pages.
+_REASON_CHARACTERS = 300
 # Parameters of glibc's mallopt (malloc.h).
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
@@ -98,8 +97,7 @@ class Learner:
           spec: the environment.
           device: where to learn.
           seed: of the weights.
-          compile_step: torch.compile the update. It raises in the first step or `warm_up`
-            where no compiler works; ask `compiler_available` before.
+          compile_step: torch.compile the update, in `warm_up` or with the first step.
         """
         self._config = config
         self._spec = spec
@@ -118,10 +116,12 @@ class Learner:
         self._optimizer = make_optimizer(config, self._parameters)
         self._learner_step = 0
         self._episodes = 0
-        self._is_compiled = compile_step
-        self._run_gradients = _compiled(self._gradients) if compile_step else self._gradients
-        compiles = compile_step and self._optimizer.compiles
-        self._move = _compiled(self._optimizer.update) if compiles else self._optimizer.update
+        self._be_eager()
+        if compile_step:
+            self._is_compiled = True
+            self._run_gradients = _compiled(self._gradients)
+            if self._optimizer.compiles:
+                self._move = _compiled(self._optimizer.update)
 
     @property
     def network(self) -> QNetwork:
@@ -167,14 +167,43 @@ class Learner:
         if period is not None and episodes // period > before // period:
             self._copy_target()
 
-    def warm_up(self) -> None:
-        """Compile: run one update on zeros and take it back, so that nothing has changed."""
+    def warm_up(self) -> str:
+        """Compile: run one update on zeros and take it back, so that nothing has changed.
+
+        Returns:
+          One line, where the update cannot be compiled here and so is eager from now on; else "".
+
+        Raises:
+          RunEnded: the same under `learner.compile on`. What fails eagerly, too, comes as it is.
+        """
+        try:
+            self._try_update()
+        except Exception as error:  # an import, a file, a compiler: anything may fail on the way
+            if not self._is_compiled:
+                raise
+            self._be_eager()
+            self._try_update()
+            reason = _compilers_reason(error)
+            if self._config.compile == "on":
+                rule = "must not be on where steps cannot be compiled"
+                raise RunEnded(f"--learner.compile on: {rule}: {reason}") from error
+            return f"steps are not compiled: {reason}"
+        return ""
+
+    def _try_update(self) -> None:
         tensors = self._state_tensors()
         before = [tensor.clone() for tensor in tensors]
-        self._update(self._zero_batch())
-        # In place: the compiled step holds on to these very tensors.
-        for tensor, old in zip(tensors, before, strict=True):
-            tensor.copy_(old)
+        try:
+            self._update(self._zero_batch())
+        finally:
+            # In place: the compiled step holds on to these very tensors.
+            for tensor, old in zip(tensors, before, strict=True):
+                tensor.copy_(old)
+
+    def _be_eager(self) -> None:
+        self._is_compiled = False
+        self._run_gradients = self._gradients
+        self._move = self._optimizer.update
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies on the CPU of all that `step` depends on, as `checkpoint.save` takes it."""
@@ -355,28 +384,31 @@ def _match(
 
 
 def _compiled(update: Any) -> Any:
-    """Return `update` compiled, in one graph where this torch can do that."""
-    # Since some release after 2.9 torch.autograd.grad can be a part of the graph, if told so;
-    # elsewhere the graph breaks there into the two compiled halves around it. The switch is for the
-    # process, as everything of torch.compile.
-    import torch._dynamo.config as dynamo
+    """Return what compiles `update` with the first call, in one graph where torch can do that."""
 
-    if hasattr(dynamo, "trace_autograd_ops"):
-        dynamo.trace_autograd_ops = True
-    return torch.compile(update, dynamic=False)
+    @functools.cache
+    def compiled() -> Any:
+        # Since some release after 2.9 torch.autograd.grad can be a part of the graph, if told so;
+        # elsewhere the graph breaks there into the two compiled halves around it. The switch is for
+        # the process, as everything of torch.compile.
+        import torch._dynamo.config as dynamo  # makes its cache's folder, or fails to
+
+        if hasattr(dynamo, "trace_autograd_ops"):
+            dynamo.trace_autograd_ops = True
+        return torch.compile(update, dynamic=False)
+
+    return lambda *arguments: compiled()(*arguments)
 
 
-def compiler_available() -> bool:
-    """Return whether torch.compile can work here, as far as can be told without trying.
-
-    The CPU's kernels need a C++ compiler and Python's headers. On CUDA Triton makes the kernels,
-    but has its launchers built the same way.
-    """
-    names = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    compiler = any(name and shutil.which(name) for name in names)
-    headers = (Path(sysconfig.get_path("include")) / "Python.h").is_file()
-    triton = not torch.cuda.is_available() or importlib.util.find_spec("triton") is not None
-    return compiler and headers and triton
+def _compilers_reason(error: Exception) -> str:
+    """Return one line: torch's, and of a compiler that was run the command and its own error."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "Command:" in lines and "Output:" in lines:
+        command, output = (lines[lines.index(part) + 1 :] for part in ("Command:", "Output:"))
+        errors = [line for line in output if "error" in line.lower()]
+        reason += f": {command[0].split()[0]}: {(errors or output or ['said nothing'])[0]}"
+    return reason[:_REASON_CHARACTERS]
 
 
 def tune_allocator() -> bool:

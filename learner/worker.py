@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -40,6 +44,9 @@ _REPORT_S = 1.0
 # For the shards to say where they stand. One that is away sets in later.
 _CATCH_UP_S = 10.0
 _STORE_ANSWER_S = 5.0
+# Half of what a process has until its first sign of work: one that hangs in a compiler would be
+# killed then, and hang again.
+_COMPILE_S = 300.0
 
 
 class LearnerProcess:
@@ -122,12 +129,14 @@ class LearnerProcess:
         self._published: Any = None
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
+        self._is_warm = threading.Event()
         self._save = threading.Event()
         self._report = self._loop.report()
 
-    @ray.method(concurrency_group="control")
+    @ray.method(concurrency_group="description")
     def describe(self) -> str:
-        """Return one sentence on where and how it learns."""
+        """Return one sentence on where and how it learns, once it has tried to compile."""
+        self._is_warm.wait()
         device = self._learner.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         threads = torch.get_num_threads()
@@ -140,10 +149,14 @@ class LearnerProcess:
         Raises:
           FloatingPointError: numbers are no longer finite; nothing was saved since.
           OSError: the last checkpoint could not be written.
+          RunEnded: what `learner.compile on` asks for does not work here.
         """
         self._loop.publish()
-        if not self._stop.is_set():
-            self._warm_up()
+        try:
+            if not self._stop.is_set():
+                self._warm_up()
+        finally:
+            self._is_warm.set()
         reported_s = -float("inf")
         try:
             while not self._stop.is_set():
@@ -202,17 +215,28 @@ class LearnerProcess:
         self._stop.set()
 
     def _warm_up(self) -> None:
-        """Compile, half a minute and more; meanwhile actors hear how far the run has come."""
+        """Compile, half a minute and more; meanwhile actors hear how far the run has come.
+
+        A compiler that takes five minutes is ended, which counts as an error of its own.
+
+        Raises:
+          RunEnded: as `Learner.warm_up`.
+        """
         is_warm = threading.Event()
 
         def tell() -> None:
+            waited_s = 0.0  # of a process that stood still itself, nothing
             while not is_warm.wait(_REPORT_S):
                 self._loop.republish()
+                waited_s += _REPORT_S
+                if waited_s >= _COMPILE_S:
+                    _kill_descendants(os.getpid())
 
         with ThreadPoolExecutor(1, "republish") as pool:
             telling = pool.submit(tell)
             try:
-                self._learner.warm_up()
+                if why := self._learner.warm_up():
+                    self._said += f"; {why}"
             finally:
                 is_warm.set()
             telling.result()
@@ -255,5 +279,14 @@ class LearnerProcess:
         return lambda: str(self._folder.save(payload, step))
 
 
+def _kill_descendants(pid: int) -> None:
+    """Kill what a process started, and what that started, which may hold its pipes open."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            for child in map(int, children.read_text().split()):
+                _kill_descendants(child)
+                os.kill(child, signal.SIGKILL)
+
+
 _shell: Any = ray.remote  # its overloads do not know concurrency groups
-LearnerServer = _shell(concurrency_groups={"control": 1})(LearnerProcess)
+LearnerServer = _shell(concurrency_groups={"control": 1, "description": 1})(LearnerProcess)

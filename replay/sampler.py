@@ -42,7 +42,7 @@ def importance_weights(
     """Return float32[B], (N p)^-beta over the batch's largest (Schaul et al. 2016, section 3.4).
 
     Args:
-      probability: float64[B], probability with which each row was really drawn, over all shards.
+      probability: float64[B], p over all shards: rows of each that a batch has on average, over B.
       size: N, live transitions over all shards.
       beta: importance exponent.
     """
@@ -77,11 +77,13 @@ class _Request(NamedTuple):
     """Batches asked for at once.
 
     Fields:
+      shares: float64[K], each shard's share of all mass, by which the batches were split.
       splits: int64[batches, K], rows of each batch asked of each shard.
       asked: (shard, its incarnation as far as known when it was asked, its replies, one for each
         batch that it has rows of).
     """
 
+    shares: NDArray[np.float64]
     splits: NDArray[np.int64]
     asked: list[tuple[int, int, Pending[tuple[SampleReply, ...]]]]
 
@@ -95,9 +97,12 @@ class ReplaySampler:
         ... learn ...; updater.update(batch.ids, priority)
 
     Rows are asked of each shard in proportion to its mass, and p is the probability with which a
-    row was really drawn: (rows asked of its shard / batch) * (its share of the shard's mass). It
-    counts every sample itself and sums the inserts from the shards' replies, which may lag: then it
-    samples a little later, never too early.
+    row was really drawn: (its shard's share of all mass when the batch was split) * (its share of
+    the shard's mass when it was drawn). How many rows came of the shard has no say: where a tenth
+    of a row is expected, the one that comes stands for ten batches.
+
+    It counts every sample itself and sums the inserts from the shards' replies, which may lag: then
+    it samples a little later, never too early.
 
     Small batches are asked for several at a time, each drawn on its own, since a call through Ray
     costs as much as some 60 rows.
@@ -158,7 +163,8 @@ class ReplaySampler:
         self._lost_until_s = [-math.inf] * len(shards)
         self._clock = clock
         self._requests: deque[_Request] = deque()
-        self._drawn: deque[list[SampleReply]] = deque()  # one list for each batch
+        # One list for each batch, of its shards' shares and replies.
+        self._drawn: deque[list[tuple[float, SampleReply]]] = deque()
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
         self._samples = 0
         self.version: WeightsVersion | None = None
@@ -257,7 +263,7 @@ class ReplaySampler:
                 if rows := tuple(column[column > 0].tolist()):
                     pending = self._shards[shard].sample(rows, self._run_counts(shard))
                     asked.append((shard, self._counts[shard].incarnation, pending))
-            self._requests.append(_Request(splits, asked))
+            self._requests.append(_Request(masses / masses.sum(), splits, asked))
 
     def _allowed_batches(self) -> int:
         """Return how many batches to ask for in one request: the most that the limiter allows."""
@@ -272,7 +278,7 @@ class ReplaySampler:
 
         Without a shard's rows a batch is none: then all of them are forgotten.
         """
-        drawn: list[list[SampleReply]] = [[] for _ in request.splits]
+        drawn: list[list[tuple[float, SampleReply]]] = [[] for _ in request.splits]
         is_whole = True
         for shard, known, pending in request.asked:
             column = request.splits[:, shard]
@@ -289,7 +295,7 @@ class ReplaySampler:
                     assert reply.counts.incarnation > known, (shard, rows, len(reply.ids))
                     is_whole = False
                 self._take(shard, reply.counts)
-                drawn[batch].append(reply)
+                drawn[batch].append((float(request.shares[shard]), reply))
         if is_whole:
             self._drawn.extend(drawn)
         else:
@@ -360,10 +366,9 @@ class ReplaySampler:
             version=self.version,
         )
 
-    def _batch(self, replies: list[SampleReply]) -> Batch:
-        probability = np.concatenate(
-            [reply.probability * (len(reply.ids) / self._batch_size) for reply in replies]
-        )
+    def _batch(self, drawn: list[tuple[float, SampleReply]]) -> Batch:
+        probability = np.concatenate([share * reply.probability for share, reply in drawn])
+        replies = [reply for _, reply in drawn]
         ids = np.concatenate([reply.ids for reply in replies])
         a_tm1 = np.concatenate([reply.a_tm1 for reply in replies]).astype(np.int64)
         if a_tm1.max() >= self._num_actions:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,8 @@ PATIENCE_S = 240.0
 # What DESIGN allows from a signal to the last process's end.
 STOP_S = 15.0
 _POLL_S = 0.1
+# Whether torch.compile has what it needs on a processor; that of a run is tried out by the run.
+HAS_COMPILER = shutil.which("g++") is not None
 
 
 class Launched:

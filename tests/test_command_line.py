@@ -548,7 +548,7 @@ def test_help_of_the_other_commands(
 def test_eval_takes_its_flags() -> None:
     command = parse_eval(["runs/a"])
     assert (command.run_dir, command.episodes, command.checkpoint) == (Path("runs/a"), 30, "last")
-    assert (command.epsilon, command.video) == (0.001, False)
+    assert (command.epsilon, command.video) == (None, False)
     line = "runs/a --episodes 5 --epsilon 0.05 --video --checkpoint best --seed 3"
     command = parse_eval(line.split())
     assert (command.episodes, command.epsilon, command.video) == (5, 0.05, True)

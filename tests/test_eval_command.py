@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fakes import begin_run, made
@@ -14,8 +16,9 @@ from launching import launch
 
 import launch as driver
 from actors.environments import resolve
+from actors.policy import EpsilonGreedyPolicy
 from common import tags
-from common.config import AgentConfig, Config, EnvConfig
+from common.config import AgentConfig, Config, EnvConfig, EvaluatorConfig
 from common.networks import build_network, flatten_state
 from common.run_folder import RunFolder
 from common.tensorboard import EventWriter
@@ -59,6 +62,50 @@ def test_last_best_and_a_path_name_the_weights_to_play(
         said = capsys.readouterr().out
         assert f"learner step {step};" in said
         assert "2 games, epsilon 0.001, seed 10000: mean " in said
+
+
+@pytest.mark.parametrize(
+    ("flags", "epsilon"), [((), "0.25"), (("--epsilon", "0"), "0"), (("--epsilon", "1"), "1")]
+)
+def test_games_are_played_with_the_runs_own_epsilon_unless_the_flag_says_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], epsilon: str
+) -> None:
+    # As its config.yaml has it: that of the checkpoint may be older, or another run's.
+    config = dataclasses.replace(CARTPOLE, evaluator=EvaluatorConfig(epsilon=0.25))
+    run = make_run(tmp_path / "run", config)
+    save_last(run, payload_of(CARTPOLE))
+    assert driver.main(["eval", str(run), "--episodes", "2", *flags]) == 0
+    assert f"2 games, epsilon {epsilon}, seed 10000: mean " in capsys.readouterr().out
+
+
+def test_epsilon_of_the_run_is_the_one_that_plays_in_the_games_and_in_the_video(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    played: list[float] = []
+    act = EpsilonGreedyPolicy.__init__
+
+    def note(self: EpsilonGreedyPolicy, **parts: Any) -> None:
+        played.extend(np.unique(parts["epsilons"]).tolist())
+        act(self, **parts)
+
+    monkeypatch.setattr(EpsilonGreedyPolicy, "__init__", note)
+    run = make_run(
+        tmp_path / "run", dataclasses.replace(CARTPOLE, evaluator=EvaluatorConfig(epsilon=0.75))
+    )
+    save_last(run, payload_of(CARTPOLE))
+    assert driver.main(["eval", str(run), "--episodes", "1", "--video"]) == 0
+    assert played == [0.75, 0.75]
+
+
+def test_epsilon_of_the_run_that_cannot_be_is_one_line(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    config = dataclasses.replace(CARTPOLE, evaluator=EvaluatorConfig(epsilon=1.5))
+    run = make_run(tmp_path / "run", config)
+    save_last(run, payload_of(CARTPOLE))
+    said = refused("eval", run)
+    assert "config.yaml: `evaluator.epsilon` is 1.5: must be from 0 to 1" in said
+    assert driver.main(["eval", str(run), "--episodes", "1", "--epsilon", "0.1"]) == 0
 
 
 def test_video_of_a_whole_game_lies_in_the_run(

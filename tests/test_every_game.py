@@ -12,7 +12,7 @@ from typing import Any
 import gymnasium
 import pytest
 from ale_py import roms
-from launching import ROOT, result_of
+from launching import HAS_COMPILER, ROOT, result_of
 
 import launch as driver
 from actors.atari import atari_game
@@ -22,7 +22,6 @@ from common.presets import PRESETS
 from common.scores import RANDOM_AND_HUMAN
 from common.tensorboard import read_scalars
 from learner.checkpoint import CheckpointFolder, load
-from learner.learner import compiler_available
 
 pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 
@@ -133,7 +132,7 @@ def test_other_games_than_pong_take_1000_learner_steps(
         *("--preset", preset, "--env", game, "--replay.min-size", str(begin)),
         *("--total-frames", str(4 * int(agent_steps)), "--evaluator.episodes", "1"),
         *("--serial", "--learner.threads", "1"),
-        *("--learner.compile", "on" if compiler_available() else "off"),
+        *("--learner.compile", "on" if HAS_COMPILER else "off"),
         *("--learner.precision", "bfloat16" if multiplies_bfloat16() else "float32"),
     )
     assert driver.main([*flags, "--run-dir", str(folder)]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from launching import HAS_COMPILER, ROOT
 
 from common.config import AgentConfig, LearnerConfig
 from common.networks import QNetwork, flatten_state, initialise
 from common.types import EnvironmentSpec, ObservationSpec
 from learner.assembly import resolve_threads
 from learner.checkpoint import load, save
-from learner.learner import DeviceBatch, Learner, clip_gradients, compiler_available
+from learner.learner import DeviceBatch, Learner, clip_gradients
 
 CPU = torch.device("cpu")
 ROWS = 8
@@ -401,9 +403,7 @@ def test_clipping_changes_the_step() -> None:
 
 COMPILES = pytest.param(
     True,
-    marks=pytest.mark.skipif(
-        not compiler_available(), reason="needs a C++ compiler and Python's headers"
-    ),
+    marks=pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler"),
 )
 
 
@@ -446,7 +446,7 @@ def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
         assert cosine > 0.99, name
 
 
-@pytest.mark.skipif(not compiler_available(), reason="needs a C++ compiler and Python's headers")
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
 @pytest.mark.parametrize(
     ("agent", "spec", "optimizer", "tolerance"),
     # Dividing by a batch's standard deviation makes rounding grow from step to step.
@@ -492,21 +492,103 @@ def test_learner_gets_the_threads_it_is_told_or_the_cores_its_neighbours_leave(
     assert resolve_threads(0, neighbours=8) == resolve_threads(0, neighbours=100) == 1
 
 
-def test_missing_compiler_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "/nowhere")
-    monkeypatch.delenv("CXX", raising=False)
-    assert compiler_available() is False
+# What a compiler needs, spoilt one by one: environment variables, and what is then said of it.
+SPOILT = {
+    "a compiler that fails": ({"CXX": "/bin/false"}, "InvalidCxxCompiler: No working C++ compiler"),
+    "no compiler": ({"PATH": "/nowhere", "CXX": ""}, "InvalidCxxCompiler: No working C++ compiler"),
+    "one that compiles nothing": (
+        {"CXX": "{folder}/broken-cxx"},
+        "CppCompileError: C++ compile error: {folder}/broken-cxx: error: out of licences",
+    ),
+    "a cache that is a file": (
+        {"TORCHINDUCTOR_CACHE_DIR": "/etc/passwd"},
+        "[Errno 17] File exists: '/etc/passwd'",
+    ),
+    "a cache that cannot be made": (
+        {"TORCHINDUCTOR_CACHE_DIR": "/proc/nowhere"},
+        "No such file or directory: '/proc/nowhere'",
+    ),
+    "nowhere for temporary files": ({"TMPDIR": "/proc"}, "g++: Cannot create temporary file"),
+}
+WARMED = """
+import sys
+sys.path.insert(0, "tests")
+from test_learner import *
+learner = make_learner(agent=NORMALISED, spec=CART, compile_step=True, compile=sys.argv[1])
+started = learner.state_dict()
+said = learner.warm_up()
+assert not learner.is_compiled
+assert repr(learner.state_dict()) == repr(started) and "tensor" in repr(started)
+eager = make_learner(agent=NORMALISED, spec=CART)
+for step in range(3):
+    ours, theirs = eager.step(make_batch(step, CART)), learner.step(make_batch(step, CART))
+    assert torch.equal(ours.priority, theirs.priority)
+assert same_weights(eager.network, learner.network)
+print(said)
+"""
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+@pytest.mark.parametrize(
+    ("choice", "what"), [*(("auto", what) for what in SPOILT), ("on", "a compiler that fails")]
+)
+def test_learner_that_cannot_compile_steps_eagerly_or_ends_and_says_why(
+    choice: str, what: str, tmp_path: Path
+) -> None:
+    """In a process of its own: what torch finds out about the compiler it keeps."""
+    broken = tmp_path / "broken-cxx"
+    broken.write_text(
+        '#!/bin/sh\ncase "$1" in -*version) exec g++ "$@";; esac\n'
+        'echo "error: out of licences" >&2; exit 1\n'
+    )
+    broken.chmod(broken.stat().st_mode | stat.S_IXUSR)
+    changes, reason = SPOILT[what]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
+        **{name: value.format(folder=tmp_path) for name, value in changes.items()},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WARMED, choice],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    said = (done.stdout if choice == "auto" else done.stderr).splitlines()[-1]
+    expected = {
+        "auto": "steps are not compiled: ",
+        "on": "common.run_ended.RunEnded: --learner.compile on: must not be on where steps cannot "
+        "be compiled: ",
+    }
+    assert done.returncode == (choice == "on"), done.stderr
+    assert said.startswith(expected[choice]), said
+    assert reason.format(folder=tmp_path) in said
+
+
+def test_fault_that_is_not_the_compilers_is_raised_as_it_is() -> None:
+    """Falling back must not hide what fails eagerly, too."""
+    learner = make_learner(compile_step=True)
+
+    def gradients(*batch: torch.Tensor) -> None:
+        raise ZeroDivisionError("not the compiler")
+
+    learner._run_gradients = learner._gradients = gradients  # type: ignore[method-assign, assignment]
+    with pytest.raises(ZeroDivisionError, match="not the compiler"):
+        learner.warm_up()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc only")
 def test_tuning_the_allocator_works_in_a_process_of_its_own() -> None:
     # Not in this one: it would stay tuned, for every test after.
     code = "from learner.learner import tune_allocator; print(tune_allocator())"
-    root = Path(__file__).resolve().parent.parent
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root)},
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,

@@ -6,6 +6,10 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shutil
+import signal
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +18,7 @@ import lz4.block
 import numpy as np
 import pytest
 import torch
-from launching import ROOT, launch, result_of
+from launching import ROOT, Launched, launch, result_of, started
 
 import launch as driver
 from actors.environments import resolve
@@ -29,6 +33,7 @@ from common.config import (
 )
 from common.config_file import save_file
 from common.packing import unpack_segment
+from common.tensorboard import read_scalars
 from common.types import AddReply, Push, RunCounts, SampleReply, Segment
 from learner.assembly import make_learner
 from learner.checkpoint import load
@@ -125,7 +130,7 @@ def test_serial_runs_of_one_seed_leave_the_same_checkpoints_to_the_bit(
 
 
 def test_reports_evaluations_and_checkpoints_change_nothing_that_is_learned(tmp_path: Path) -> None:
-    """They come by the clock, so if they did, no seed could promise anything."""
+    """What looks on, and how often, is a matter of its own."""
 
     def learned(run: str, seed: int, *flags: str) -> dict[str, Any]:
         assert driver.main(arguments("cartpole", tmp_path / run, seed, *flags)) == 0
@@ -134,12 +139,86 @@ def test_reports_evaluations_and_checkpoints_change_nothing_that_is_learned(tmp_
         return {part: payload[part] for part in ("weights", "learner", "counters")}
 
     quiet = learned("quiet", 3, "--evaluator.no-enabled")
-    minutes = ("--evaluator.every-minutes", "0.001", "--checkpoint.every-minutes", "0.001")
+    minutes = ("--evaluator.every-minutes", "0.02", "--checkpoint.every-minutes", "0.02")
     busy = learned("busy", 3, *minutes)
     assert len(list((tmp_path / "busy" / "checkpoints").glob("checkpoint_*.pt"))) > 1
     assert list(differences(quiet, busy)) == []
     # Another seed does change it.
     assert "payload['weights']" in differences(quiet, learned("other", 4, "--evaluator.no-enabled"))
+
+
+def files_of(run: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file by which a run goes on, is evaluated, or is told."""
+    files = [run / "config.yaml", run / "incarnations.json"]
+    files += [path for path in (run / "checkpoints").rglob("*") if path.is_file()]
+    return {
+        str(file.relative_to(run)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(files)
+    }
+
+
+def told(run: Path, tag: str) -> list[tuple[int, float]]:
+    """Return (frames, value) of a tag of the run's events, without their times."""
+    series = read_scalars(run)[tag]
+    return list(zip(series.frames.tolist(), series.values.tolist(), strict=True))
+
+
+def hold(launched: Launched) -> None:
+    """Give a run one core, and stop it now and then."""
+    os.sched_setaffinity(launched.pid, {min(os.sched_getaffinity(0))})
+    for _ in range(6):
+        time.sleep(1.0)
+        launched.interrupt(signal.SIGSTOP)
+        time.sleep(0.5)
+        launched.interrupt(signal.SIGCONT)
+
+
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [
+        # Enough convolution for threads to round otherwise, and more than one evaluation.
+        ("pong", ("--learner.threads", "0", "--total-frames", "800")),
+        # As many as are asked for, though they then wait for each other.
+        pytest.param(
+            "pong", ("--learner.threads", "2", "--actor.cpus", "1"), marks=pytest.mark.slow
+        ),
+        ("cartpole", ("--replay.shards", "1", "--learner.threads", "0")),
+    ],
+)
+def test_serial_run_leaves_the_same_files_on_any_cores_and_at_any_speed(
+    name: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
+    """The same command twice, the second time on one core, and stopped now and then."""
+    minutes = ("--evaluator.every-minutes", "0.02", "--checkpoint.every-minutes", "0.01")
+    runs = [tmp_path / "free", tmp_path / "held"]
+    for run in runs:
+        with started(*arguments(name, run, 3, *flags, *minutes)) as launched:
+            if run.name == "held":
+                hold(launched)
+            done = launched.wait()
+            assert done.returncode == 0, done.stdout + done.stderr
+    files = [files_of(run) for run in runs]
+    assert len([file for file in files[0] if file.endswith(".pt")]) == 4, files[0]
+    assert any(file.endswith(".segments") for file in files[0])
+    assert files[0] == files[1]
+    tag = "eval/episode_return"
+    assert told(runs[0], tag) == told(runs[1], tag)
+    assert len(told(runs[0], tag)) > 2
+
+
+def test_serial_runs_that_go_on_from_the_same_files_leave_the_same_files(tmp_path: Path) -> None:
+    free, held = tmp_path / "free", tmp_path / "held"
+    minutes = ("--evaluator.every-minutes", "0.05", "--checkpoint.every-minutes", "0.02")
+    assert driver.main(arguments("cartpole", free, 3, *minutes)) == 0
+    shutil.copytree(free, held)
+    more = ("--serial", "--total-frames", "2000")
+    assert driver.main(["--resume", str(free), *more]) == 0
+    with started("--resume", str(held), *more) as launched:
+        hold(launched)
+        done = launched.wait()
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert files_of(free) == files_of(held)
+    assert told(free, "eval/episode_return") == told(held, "eval/episode_return")
 
 
 def test_differences_are_found_in_every_kind_of_value() -> None:

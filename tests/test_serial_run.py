@@ -227,7 +227,7 @@ def test_run_begins_by_publishing_and_ends_by_saving_what_it_learned(tmp_path: P
     assert stage.diary.count("save") == stage.diary.count("evaluate") == 1
 
 
-def test_times_of_saves_evaluations_and_reports_do_not_change_what_is_learned(
+def test_speed_changes_nothing_but_how_often_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     diaries = []
@@ -246,19 +246,38 @@ def test_times_of_saves_evaluations_and_reports_do_not_change_what_is_learned(
         replay = dataclasses.replace(defaults.replay, samples_per_insert="off")
         stage.run(
             tmp_path,
-            total_frames=200,
-            checkpoint=defaults.checkpoint,
-            evaluator=defaults.evaluator,
+            total_frames=20_000,
+            checkpoint=dataclasses.replace(defaults.checkpoint, every_minutes=1.0),
+            evaluator=dataclasses.replace(defaults.evaluator, every_minutes=2.0),
             replay=replay,
         )
         diaries.append(stage.diary)
         assert len(stage.evaluations) == stage.diary.count("evaluate")
-    assert diaries[0].count("save") == 1
     assert diaries[0].count("report") < diaries[1].count("report")
-    assert diaries[1].count("evaluate") < diaries[2].count("evaluate") > 5
-    assert diaries[1].count("save") < diaries[2].count("save")
-    moves = [[entry for entry in diary if entry in ("push", "learn")] for diary in diaries]
-    assert moves[0] == moves[1] == moves[2]
+    # The learner of this stage publishes where nothing came between.
+    kinds = ("push", "learn", "save", "evaluate")
+    done = [[entry for entry in diary if entry in kinds] for diary in diaries]
+    assert done[0] == done[1] == done[2]
+    minutes = (20_000 + done[0].count("learn")) / 6_000
+    assert minutes > 4
+    assert done[0].count("save") == int(minutes) + 1
+    assert done[0].count("evaluate") == int(minutes / 2) + 1
+
+
+@pytest.mark.parametrize("ratio", [0, 7])
+def test_a_minute_is_6000_agent_and_learner_steps(ratio: int, tmp_path: Path) -> None:
+    stage = Stage(ratio=ratio)
+    checkpoint = dataclasses.replace(Config().checkpoint, every_minutes=0.5)
+    stage.run(tmp_path, total_frames=20_000, checkpoint=checkpoint)
+    saves = [number for number, entry in enumerate(stage.diary) if entry == "save"]
+    each = STEPS + ratio  # steps in a turn of both
+    for number, place in enumerate(saves[:-1], start=1):
+        before = stage.diary[:place]
+        steps = STEPS * before.count("push") + before.count("learn")
+        # Looked at after a turn of both, and counted from that look.
+        assert steps == number * each * -(-3_000 // each)
+        assert before[-1] == "report"
+    assert len(saves) - 1 == (20_000 // STEPS * each) // (each * -(-3_000 // each))
 
 
 def test_long_turn_of_the_learner_is_reported_while_it_lasts(
