@@ -43,7 +43,7 @@ from common.command_line import (
     refuse,
 )
 from common.config import Config
-from common.config_file import ConfigError, expect_no_module, load_file
+from common.config_file import ConfigError, expect_no_module, in_file, load_file, to_dict
 from common.console import Console
 from common.crew import Roles, cause_of
 from common.curves import NO_PAST, read_past
@@ -532,7 +532,8 @@ def evaluate(command: EvalCommand) -> int:
         for config, where in ((trained.config, path), (of_run, folder.config_file)):
             expect_no_module(config, str(where), command.env)
         if problems := of_run.problems():
-            raise ConfigError([f"{folder.config_file}: {problem}" for problem in problems])
+            where, saved = str(folder.config_file), to_dict(of_run)
+            raise ConfigError([in_file(problem, saved, where) for problem in problems])
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())

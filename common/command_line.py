@@ -16,7 +16,14 @@ import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from common.config import Config
-from common.config_file import ConfigError, expect_no_module, overlay, read_file, to_dict
+from common.config_file import (
+    ConfigError,
+    expect_no_module,
+    in_file,
+    overlay,
+    read_file,
+    to_dict,
+)
 from common.curves import is_average
 from common.goal import RETURN_GAMES
 from common.presets import PRESETS
@@ -160,7 +167,7 @@ def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
     command = _expanded(command)
     from_file = base.problems()  # presets have none
     for problem in command.settings.problems():
-        problems.append(_in_file(problem, changes, where) if problem in from_file else problem)
+        problems.append(in_file(problem, changes, where) if problem in from_file else problem)
     if command.resume is not None:
         problems += _resume_problems(base, known.preset, command)
     return command, problems
@@ -238,17 +245,6 @@ def _expand(path: Path) -> Path:
         return path.expanduser()
     except RuntimeError:  # nobody of that name
         refuse([f"{path}: must be a path; nobody has such a home folder"])
-
-
-def _in_file(problem: str, changes: Any, where: str) -> str:
-    """Say of a problem that it is in the file."""
-    flag, _, rest = problem.partition(" ")
-    key = flag.removeprefix("--").replace("-", "_")
-    value = changes
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    # What is not in the file itself does not go together with something that is.
-    return f"{where}: {problem}" if value is None else f"{where}: `{key}` is {rest}"
 
 
 def _resume_problems(saved: Config, preset: str | None, command: TrainCommand) -> list[str]:

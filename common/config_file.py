@@ -166,6 +166,17 @@ def expect_no_module(config: Config, where: str, said: str | None) -> None:
         )
 
 
+def in_file(problem: str, changes: Any, where: str) -> str:
+    """Say of a problem of a configuration that it is in the file which gave these changes."""
+    flag, _, rest = problem.partition(" ")
+    key = flag.removeprefix("--").replace("-", "_")
+    value = changes
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    # What is not in the file itself does not go together with something that is.
+    return f"{where}: {problem}" if value is None else f"{where}: `{key}` is {rest}"
+
+
 def save_file(config: Config, path: Path) -> None:
     """Write the resolved configuration as YAML, whole or not at all.
 

@@ -177,7 +177,7 @@ def change(data: st.DataObject, run: Path) -> None:
     path = data.draw(st.sampled_from(files))
     known = in_events if "tfevents" in path.name else SUFFIXES.get(path.suffix, raw)
     # What was changed before may not be readable any more, to be changed again.
-    with suppress(CheckpointError, ValueError, struct.error, LookupError):
+    with suppress(CheckpointError, ValueError, struct.error, LookupError, yaml.YAMLError):
         data.draw(st.sampled_from([known, known, raw, replaced]))(data, path)
 
 
