@@ -529,11 +529,12 @@ def evaluate(command: EvalCommand) -> int:
         path = CheckpointFolder(folder.checkpoints, 1).named(command.checkpoint)
         trained = load_trained(path)
         of_run = load_file(Config(), folder.config_file)
-        for config, where in ((trained.config, path), (of_run, folder.config_file)):
-            expect_no_module(config, str(where), command.env)
+        settings_file = str(folder.config_file)
+        for config, where in ((trained.config, str(path)), (of_run, settings_file)):
+            expect_no_module(config, where, command.env)
         if problems := of_run.problems():
-            where, saved = str(folder.config_file), to_dict(of_run)
-            raise ConfigError([in_file(problem, saved, where) for problem in problems])
+            saved = to_dict(of_run)
+            raise ConfigError([in_file(problem, saved, settings_file) for problem in problems])
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())
