@@ -194,7 +194,7 @@ class RayRun:
                 dataclasses.replace(plan, resume_from=self._saves.newest), servers, store,
                 incarnation, self._placement.neighbours, source,
             )  # fmt: skip
-            self._descriptions[name] = (learner, learner.describe.remote())
+            self._descriptions[name] = (learner, learner.describe_once_warm.remote())
             return learner
         if role == "evaluator":
             return roles.evaluator.options(**options).remote(

@@ -134,9 +134,13 @@ class LearnerProcess:
         self._report = self._loop.report()
 
     @ray.method(concurrency_group="description")
-    def describe(self) -> str:
-        """Return one sentence on where and how it learns, once it has tried to compile."""
+    def describe_once_warm(self) -> str:
+        """Wait until it has tried to compile, then return as `describe`."""
         self._is_warm.wait()
+        return self.describe()
+
+    def describe(self) -> str:
+        """Return one sentence on where and how it learns."""
         device = self._learner.device
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
         threads = torch.get_num_threads()

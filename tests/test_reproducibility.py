@@ -203,7 +203,7 @@ def test_serial_run_leaves_the_same_files_on_any_cores_and_at_any_speed(
     assert files[0] == files[1]
     tag = "eval/episode_return"
     assert told(runs[0], tag) == told(runs[1], tag)
-    assert len(told(runs[0], tag)) > 2
+    assert len(told(runs[0], tag)) > 1
 
 
 def test_serial_runs_that_go_on_from_the_same_files_leave_the_same_files(tmp_path: Path) -> None:
