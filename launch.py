@@ -46,6 +46,7 @@ from common.console import Console
 from common.crew import Roles, cause_of
 from common.curves import NO_PAST, read_past
 from common.hparams import hparams_summary
+from common.machine import available_cores, total_memory_bytes
 from common.networks import load_flat_state
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
@@ -53,7 +54,7 @@ from common.ray_run import RayRun
 from common.reporter import Reporter
 from common.reports import EvaluationResult
 from common.run_ended import RunEnded
-from common.run_folder import RunFolder, RunFolderError, total_memory_bytes
+from common.run_folder import RunFolder, RunFolderError
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
 from common.serial_run import Cores, SerialRun
@@ -61,7 +62,6 @@ from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import Batch, Weights
 from learner.assembly import (
-    available_cores,
     checkpoint_payload,
     expect_same_network,
     load_checkpoint,
