@@ -26,7 +26,10 @@ class LogFile:
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         before = f"{stamp} (could not be written before this: {self._missing})\n"
         try:
-            _append(self._path, f"{before * bool(self._missing)}{stamp} {text}\n".encode())
+            _append(
+                self._path,
+                f"{before * bool(self._missing)}{stamp} {text}\n".encode(errors="backslashreplace"),
+            )
         except OSError as error:
             self._missing += 1
             if self._missing > 1:
