@@ -25,7 +25,7 @@ def hang(seconds: float | None = None) -> None:
     libc = ctypes.CDLL(None)
     lock = ctypes.create_string_buffer(64)  # zeroes are an open one; of 40 bytes in glibc
     libc.pthread_mutex_lock(lock)
-    if seconds is None:
+    if seconds is None:  # the second time it waits for itself
         libc.pthread_mutex_lock(lock)
     now = (ctypes.c_long * 2)()
     libc.clock_gettime(0, now)
@@ -38,9 +38,7 @@ class Hanging(CartPoleEnv):
 
     _steps = 0
 
-    def step(
-        self, action: int
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         self._steps += 1
         if self._steps == _STEPS:
             print(HANGS, file=sys.stderr, flush=True)
