@@ -8,8 +8,16 @@ from __future__ import annotations
 
 import common.ray_environment  # noqa: F401  before anything that imports Ray
 from common.interrupts import Interrupts, end_at_once, raise_at_signals
+from common.missing_modules import tell_in_one_line
+from common.standard_streams import take_standard_streams
+from common.warning_filters import raise_no_warnings
 
 if __name__ == "__main__":
+    import sys
+
+    take_standard_streams()
+    raise_no_warnings()
+    sys.excepthook = tell_in_one_line
     end_at_once(130)  # the imports below take seconds, and a traceback would come of a Ctrl-C
 
 # isort: split
@@ -48,6 +56,7 @@ from common.console import Console
 from common.crew import Roles, cause_of
 from common.curves import NO_PAST, read_past
 from common.hparams import hparams_summary
+from common.machine import available_cores, total_memory_bytes
 from common.networks import load_flat_state, state_bytes
 from common.plan import Plan, machine_problems, network_problems
 from common.presets import PRESETS
@@ -61,7 +70,6 @@ from common.run_folder import (
     RunFolder,
     RunFolderError,
     for_shell,
-    total_memory_bytes,
 )
 from common.schema import shown
 from common.scores import human_normalized_score
@@ -71,7 +79,6 @@ from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import Batch, Weights
 from learner.assembly import (
-    available_cores,
     checkpoint_payload,
     expect_resumable,
     expect_same_network,
@@ -544,6 +551,7 @@ def evaluate(command: EvalCommand) -> int:
         config,
         evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
+    torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
     result = play(config, spec, weights, command.seed, lambda: False)
     assert result is not None
@@ -598,6 +606,7 @@ def _number(value: float) -> float | None:
 
 
 if __name__ == "__main__":
+    sys.excepthook = sys.__excepthook__  # what is raised from here on is a fault
     raise_at_signals()
     exit_code = main(sys.argv[1:])
     end_at_once(exit_code)  # all is done and Ray is gone: an impatient Ctrl-C changes nothing

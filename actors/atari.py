@@ -123,7 +123,11 @@ def atari_screen_shape(env: EnvConfig) -> tuple[int, int]:
 
 
 def atari_spec(env: EnvConfig) -> EnvironmentSpec:
-    """Return what the Atari id means."""
+    """Return what the Atari id means.
+
+    Raises:
+      ValueError: its ROM is not there; one line.
+    """
     game = atari_game(env)
     assert game is not None, env.id
     num_actions = 18 if env.full_action_space else _console(game.rom).minimal_actions
@@ -242,7 +246,14 @@ class _Console(NamedTuple):
 def _console(rom: str) -> _Console:
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)  # no banner on stderr
     emulator = ale_py.ALEInterface()
-    path = roms.get_rom_path(rom)
+    try:
+        path = roms.get_rom_path(rom)
+    except OSError as error:  # not there, or of another hash
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise ValueError(
+            f"Expect the ROM of {rom} in ale-py's folder, or in ALE_ROMS_DIR where that is set,"
+            f" actually: {reason}; `pip install --force-reinstall ale-py` brings all ROMs"
+        ) from error
     assert path is not None, rom
     emulator.loadROM(path)
     height, width = emulator.getScreenDims()

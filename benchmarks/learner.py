@@ -17,8 +17,9 @@ from benchmarks.replay import insert, total_transitions
 from benchmarks.rows import Row, alternate, row
 from common import ray_session
 from common.config import LearnerConfig, ReplayConfig
+from common.machine import available_cores
 from common.source import source_hash
-from learner.assembly import available_cores, make_learner, resolve_device
+from learner.assembly import make_learner, resolve_device
 from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.run_folder import machine
+from common.machine import machine
 
 
 class Row(NamedTuple):

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.rows import Row, row
-from common.run_folder import machine
+from common.machine import machine
 from common.tensorboard import read_scalars
 
 _LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"

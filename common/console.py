@@ -23,6 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from common.log_file import LogFile
+from common.standard_streams import StandardStream, point_at_null
 
 # Seconds between two status lines where output is piped, and between two in `log.txt`.
 PLAIN_PERIOD_S = 10.0
@@ -371,6 +372,8 @@ class Console:
             return
         try:
             put()
+            if isinstance(self._stream, StandardStream) and self._stream.lost is not None:
+                raise self._stream.lost
         except OSError as error:
             self._stream_is_lost = True
             self._is_live = False
@@ -378,17 +381,10 @@ class Console:
             with suppress(OSError):  # it prints once more; what it must do is hand back sys.stdout
                 if live is not None:
                     live.stop()
-            _point_at_null(self._stream)
+            with suppress(OSError):  # else each plain `print` there would raise
+                point_at_null(self._stream.fileno())
             self._log(f"the output is gone ({error}); what comes is in this log alone")
 
     def _log(self, text: str) -> None:
         if self._log_file is not None and (trouble := self._log_file.append(text)):
             self._print(trouble)
-
-
-def _point_at_null(stream: TextIO) -> None:
-    """Send nowhere what others still print there: each plain `print` would raise otherwise."""
-    with suppress(OSError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)

@@ -23,7 +23,9 @@ def hparams_summary(config: Config, run: str) -> Summary:
       config: the settings, each a column of the tab; one that is None is an empty cell.
       run: name of the run's folder. TensorBoard takes the mean over runs of one name.
     """
-    return hparams_pb(dict(_flat(to_dict(config), "")), trial_id=run)
+    # A folder may have any bytes for a name; a message holds UTF-8 alone.
+    name = run.encode(errors="backslashreplace").decode()
+    return hparams_pb(dict(_flat(to_dict(config), "")), trial_id=name)
 
 
 def _flat(nested: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, bool | float | str]]:

@@ -31,7 +31,8 @@ class LogFile:
         stamp = datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
         before = f"{stamp} (could not be written before this: {self._missing})\n"
         try:
-            _append(path, f"{before * bool(self._missing)}{stamp} {text}\n".encode())
+            line = f"{before * bool(self._missing)}{stamp} {text}\n"
+            _append(path, line.encode(errors="backslashreplace"))
         except OSError as error:
             self._missing += 1
             if self._missing > 1:

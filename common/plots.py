@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import common.matplotlib_environment  # noqa: F401  before anything that imports matplotlib
+
+# isort: split
 import shlex
 import textwrap
 from collections import Counter
@@ -132,6 +135,7 @@ def plot_runs(runs: Sequence[RunCurves], out: Path, x: XAxis) -> list[Path]:
       The files written. A subject of which no run has a value yet has no file of its own.
     """
     out.mkdir(parents=True, exist_ok=True)
+    runs = [run._replace(label=_drawable(run.label)) for run in runs]
     last = max(float(_along(curve, x)[-1]) for run in runs for curve in run.curves.values())
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(runs))]
     figure = _Figure(runs, colours, x, 1.02 * last or 1.0)
@@ -162,7 +166,12 @@ def provenance(run: RunCurves) -> list[str]:
     if isinstance(machine, dict):
         words.append(f"{machine.get('cpu')}, {machine.get('cores')} cores")
         words += [str(gpu) for gpu in machine.get("gpus") or ["no GPU"]]
-    return [*lines, *([", ".join(words)] if words else [])]
+    return [_drawable(line) for line in [*lines, *([", ".join(words)] if words else [])]]
+
+
+def _drawable(text: str) -> str:
+    """Escape what no font can draw: a folder may have any bytes for a name."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _resumptions(resumed: Sequence[Mapping[str, Any]], commit: object) -> str:
@@ -196,7 +205,8 @@ def _draw(path: Path, panels: Sequence[Panel], what: _Figure) -> None:
     rows = len(panels) // columns
     height_in = 5.0 if rows == 1 else 2.6 * rows
     with mpl.rc_context(
-        {
+        _defaults()
+        | {
             "font.size": 11,
             "axes.titlesize": 12,
             "axes.grid": True,
@@ -221,6 +231,11 @@ def _draw(path: Path, panels: Sequence[Panel], what: _Figure) -> None:
             _draw_legend(figure, what)
         _draw_footnote(figure, what.runs)
         figure.savefig(path)
+
+
+def _defaults() -> dict[Any, Any]:
+    """Return matplotlib's own settings, whatever this process has set meanwhile."""
+    return {key: value for key, value in mpl.rcParamsDefault.items() if key != "backend"}
 
 
 def _draw_footnote(figure: Figure, runs: Sequence[RunCurves]) -> None:

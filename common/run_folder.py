@@ -21,6 +21,7 @@ from typing import Annotated, Any, TypedDict
 from common.config import Config
 from common.config_file import save_file
 from common.files import UnreadableFile, find_link, open_in_place, read_json, remove, write_whole
+from common.machine import machine
 from common.schema import Bounds, Count, Misfit, fit, from_zero, one_line, shown
 from common.source import ROOT, VERSIONS, source_hash
 
@@ -34,12 +35,6 @@ _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
 # An insertion id has 16 bits for the incarnation (replay.storage).
 _INCARNATION = from_zero(2**16 - 2)
 _WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
-_NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
-# Of the second and of the first version of Linux's control groups.
-_CONTAINER_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
 
 
 class RunFolderError(ValueError):
@@ -432,49 +427,6 @@ def facts() -> dict[str, Any]:
         "versions": {name: metadata.version(name) for name in VERSIONS},
         "machine": machine(),
     }
-
-
-def machine() -> dict[str, Any]:
-    """Return processor, cores, memory in bytes, and NVIDIA's GPUs."""
-    model = platform.processor()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass  # not Linux: the platform's own word stands
-    return {
-        "platform": platform.platform(),
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_bytes": total_memory_bytes(),
-        "gpus": _gpus(),
-    }
-
-
-def _gpus() -> list[str]:
-    models = []
-    try:
-        for file in sorted(_NVIDIA_GPUS.glob("*/information")):
-            lines = file.read_text().splitlines()
-            models += [line.split(":", 1)[1].strip() for line in lines if line.startswith("Model:")]
-    except OSError:
-        pass  # a name in run.json is not worth a run
-    return models
-
-
-def total_memory_bytes() -> int:
-    """Return the machine's memory, or the container's where that has less."""
-    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in _CONTAINER_LIMITS:
-        try:
-            limit = file.read_text().strip()
-        except OSError:
-            continue
-        if limit.isdigit():  # and not "max"
-            limits.append(int(limit))
-    return min(limits)
 
 
 def _git(*arguments: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypedDict
@@ -11,6 +10,7 @@ import torch
 
 from common.config import Config
 from common.config_file import ConfigError, override, to_dict
+from common.machine import available_cores
 from common.networks import (
     QNetwork,
     build_network,
@@ -33,11 +33,6 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device("cuda:0" if name == "cuda" else name)
-
-
-def available_cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def resolve_threads(threads: int, neighbours: int) -> int:

@@ -12,16 +12,18 @@ import pytest
 
 from common.interrupts import Interrupts, Request
 
-BOTH = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+EACH = pytest.mark.parametrize("number", NUMBERS)
 
 
 @pytest.fixture(autouse=True)
 def handlers_are_restored() -> Iterator[None]:
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
+    outside = [signal.getsignal(number) for number in NUMBERS]
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever runs the tests, `nohup` for one
+    before = [signal.getsignal(number) for number in NUMBERS]
     yield
-    after = [signal.getsignal(number) for number in numbers]
-    for number, handler in zip(numbers, before, strict=True):
+    after = [signal.getsignal(number) for number in NUMBERS]
+    for number, handler in zip(NUMBERS, outside, strict=True):
         signal.signal(number, handler)
     assert after == before
 
@@ -30,7 +32,7 @@ def send(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
-@BOTH
+@EACH
 def test_first_signal_only_sets_the_request(number: int) -> None:
     with Interrupts(echo_s=0.0) as interrupts:
         assert not interrupts.requested.is_set()
@@ -40,7 +42,7 @@ def test_first_signal_only_sets_the_request(number: int) -> None:
         assert interrupts.requested.wait(10.0)
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_second_signal_raises_whichever_came_first(first: int, number: int) -> None:
     with Interrupts(echo_s=0.0) as interrupts:
@@ -89,6 +91,17 @@ def test_handler_that_python_had_not_set_becomes_the_default(
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signal_that_was_ignored_stays_ignored(number: int) -> None:
+    before = signal.signal(number, signal.SIG_IGN)
+    with Interrupts(echo_s=0.0) as interrupts:
+        interrupts.claim()
+        send(number)
+        assert not interrupts.requested.is_set()
+        assert signal.getsignal(number) == signal.SIG_IGN
+    signal.signal(number, before)
 
 
 def test_claim_takes_the_signals_back_and_leaving_still_restores_the_first_handlers() -> None:

@@ -18,6 +18,7 @@ from launching import HAS_COMPILER, ROOT
 from common.config import AgentConfig, LearnerConfig
 from common.networks import QNetwork, flatten_state, initialise
 from common.types import EnvironmentSpec, ObservationSpec
+from learner import assembly
 from learner.assembly import resolve_threads
 from learner.checkpoint import load, save
 from learner.learner import DeviceBatch, Learner, clip_gradients
@@ -485,7 +486,7 @@ def test_compiled_steps_equal_eager_ones_compile_once_and_restore_in_place(
 def test_learner_gets_the_threads_it_is_told_or_the_cores_its_neighbours_leave(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(assembly, "available_cores", lambda: 8)
     assert resolve_threads(3, neighbours=100) == 3
     assert resolve_threads(0, neighbours=0) == 8
     assert resolve_threads(0, neighbours=5) == 3

@@ -25,8 +25,8 @@ import replay
 from actors.environments import resolve
 from actors.worker import ActorProcess, EvaluatorProcess
 from common.config import AgentConfig, LearnerConfig
+from common.machine import total_memory_bytes
 from common.presets import PRESETS
-from common.run_folder import total_memory_bytes
 from common.source import source_hash
 from learner import worker as learner_worker
 from learner.learner_loop import LearnerLoop

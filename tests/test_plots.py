@@ -12,6 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 from fakes import made
+from launching import launch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -434,3 +435,34 @@ def test_the_same_curves_make_the_same_bytes(tmp_path: Path) -> None:
     run = _make_run(tmp_path / "run")
     first, second = (draw([run], tmp_path / name) for name in ("a", "b"))
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
+
+
+# Settings of a user's, or of a stranger's in the working directory; the last line is no text.
+SETTINGS = b"text.usetex: True\nfont.size: 40\nbackend: nonsense\nbogus: 3\nfont.family: \xff\xfe\n"
+
+
+@pytest.mark.parametrize("where", ["cwd", "MATPLOTLIBRC"])
+def test_nobodys_settings_of_matplotlib_change_a_plot(tmp_path: Path, where: str) -> None:
+    draw([OLDER], tmp_path / "plain")
+    folder = tmp_path / "settings"
+    folder.mkdir()
+    (folder / "matplotlibrc").write_bytes(SETTINGS)
+    done = launch(
+        "plot", str(OLDER), "--out", str(tmp_path / "drawn"),
+        cwd=folder if where == "cwd" else None,
+        environment={"MPLBACKEND": "nonsense"} | ({} if where == "cwd" else {where: str(folder)}),
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    drawn = sorted((tmp_path / "drawn").iterdir())
+    assert [file.name for file in drawn] == [f.name for f in sorted((tmp_path / "plain").iterdir())]
+    for file in drawn:
+        assert file.read_bytes() == (tmp_path / "plain" / file.name).read_bytes(), file.name
+
+
+def test_settings_of_this_process_change_no_plot(tmp_path: Path) -> None:
+    draw([OLDER], tmp_path / "plain")
+    with mpl.rc_context({"text.usetex": True, "font.size": 40, "figure.facecolor": "red"}):
+        draw([OLDER], tmp_path / "drawn")
+        assert mpl.rcParams["font.size"] == 40
+    for file in (tmp_path / "plain").iterdir():
+        assert file.read_bytes() == (tmp_path / "drawn" / file.name).read_bytes(), file.name

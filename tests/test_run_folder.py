@@ -21,7 +21,7 @@ from common import run_folder
 from common.config import Config
 from common.config_file import load_file
 from common.files import UnreadableFile
-from common.run_folder import Result, RunFolder, RunFolderError, facts, machine, total_memory_bytes
+from common.run_folder import Result, RunFolder, RunFolderError, facts
 
 
 def tree(folder: Path) -> list[str]:
@@ -313,31 +313,6 @@ def test_facts_name_the_commit_and_whether_something_was_changed(
 def test_facts_do_without_git(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert facts()["git_commit"] is None
-
-
-def test_machine_names_the_gpus_of_nvidias_driver(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_folder, "_NVIDIA_GPUS", tmp_path)
-    assert machine()["gpus"] == []
-    for bus, model in (("0000:17:00.0", "NVIDIA A"), ("0000:65:00.0", "NVIDIA B")):
-        (tmp_path / bus).mkdir()
-        (tmp_path / bus / "information").write_text(f"Model: \t\t {model}\nIRQ:   \t\t 5\n")
-    assert machine()["gpus"] == ["NVIDIA A", "NVIDIA B"]
-    assert machine()["cores"] >= 1
-
-
-@pytest.mark.parametrize(
-    ("limit", "is_less"), [("1000000\n", True), ("max\n", False), ("9223372036854771712\n", False)]
-)
-def test_memory_is_the_containers_where_that_has_less(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, is_less: bool
-) -> None:
-    whole = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    (tmp_path / "memory.max").write_text(limit)
-    limits = (tmp_path / "memory.max", tmp_path / "missing")
-    monkeypatch.setattr(run_folder, "_CONTAINER_LIMITS", limits)
-    assert total_memory_bytes() == (1_000_000 if is_less else whole)
 
 
 def test_incarnations_come_back_as_they_were_written(tmp_path: Path) -> None:
