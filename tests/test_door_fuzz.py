@@ -173,7 +173,11 @@ SUFFIXES: dict[str, Callable[[st.DataObject, Path], None]] = {
 
 def change(data: st.DataObject, run: Path) -> None:
     """Change one file of a run."""
-    files = sorted(path for path in run.rglob("*") if path.is_file() and path.stat().st_size)
+    files = sorted(
+        path
+        for path in run.rglob("*")
+        if path.is_file() and not path.is_symlink() and path.stat().st_size
+    )
     path = data.draw(st.sampled_from(files))
     known = in_events if "tfevents" in path.name else SUFFIXES.get(path.suffix, raw)
     # What was changed before may not be readable any more, to be changed again.
