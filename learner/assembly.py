@@ -265,7 +265,11 @@ def spec_to_dict(spec: EnvironmentSpec) -> dict[str, Any]:
 
 
 def spec_from_dict(plain: dict[str, Any]) -> EnvironmentSpec:
-    """Return the spec that `spec_to_dict` wrote."""
+    """Return the spec that `spec_to_dict` wrote.
+
+    One without a scale is older than scales: then every byte was divided by 255, in vectors too.
+    """
     observation = dict(plain["observation"])
     observation["frame_shape"] = tuple(observation["frame_shape"])
-    return EnvironmentSpec(**{**plain, "observation": ObservationSpec(**observation)})
+    scale = {"scale": 1.0 / 255.0 if observation["dtype"] == "uint8" else 1.0}
+    return EnvironmentSpec(**{**scale, **plain, "observation": ObservationSpec(**observation)})

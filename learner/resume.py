@@ -8,7 +8,7 @@ from typing import NamedTuple
 from common.config import Config
 from common.config_file import differences, load_file
 from common.run_folder import RunFolder, RunFolderError
-from learner.assembly import expect_format
+from learner.assembly import expect_format, spec_from_dict
 from learner.checkpoint import CheckpointFolder
 
 
@@ -20,12 +20,14 @@ class Start(NamedTuple):
       counters: agent_steps, episodes, learner_step and samples so far.
       incarnations: of each process, by "role/index", the number that is next to give.
       notes: lines for the user.
+      scale: what its network multiplies observations by; None for a new run.
     """
 
     checkpoint: str
     counters: Mapping[str, int]
     incarnations: Mapping[str, int]
     notes: list[str]
+    scale: float | None
 
 
 AT_THE_BEGINNING = Start(
@@ -33,6 +35,7 @@ AT_THE_BEGINNING = Start(
     counters={"agent_steps": 0, "episodes": 0, "learner_step": 0, "samples": 0},
     incarnations={},
     notes=[],
+    scale=None,
 )
 
 
@@ -57,9 +60,11 @@ def find_start(folder: RunFolder, config: Config) -> Start:
             f"--replay.shards {config.replay.shards}: must stay {before.replay.shards} in a "
             "resumed run whose replay was saved; --checkpoint.no-replay starts with an empty one"
         )
+    saved = expect_format(sound.path, sound.payload)
     return Start(
         checkpoint=str(sound.path),
-        counters=expect_format(sound.path, sound.payload)["counters"],
+        counters=saved["counters"],
         incarnations=folder.read_incarnations(),
         notes=notes,
+        scale=spec_from_dict(saved["spec"]).scale,
     )
