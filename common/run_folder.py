@@ -86,7 +86,8 @@ class RunFolder:
                 raise RunFolderError(
                     f"--run-dir {path}: holds a run; go on with --resume {path}, or name another"
                 )
-            if any(entry.name != _LOCK for entry in path.iterdir()):  # of a start that failed
+            # Of a start that failed.
+            if any(entry.name not in (_LOCK, "log.txt") for entry in path.iterdir()):
                 raise RunFolderError(
                     f"--run-dir {path}: holds files but is not a run; must be a new or empty folder"
                 )
