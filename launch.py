@@ -29,6 +29,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ import torch
 
 from actors.assembly import epsilons, make_actor_loop
 from actors.environments import resolve
-from actors.evaluator import play, record_game
+from actors.evaluator import expect_pictures, play, record_game
+from actors.timesteps import with_scale
 from actors.worker import Actor, Evaluator
 from common import ray_session
 from common.command_line import (
@@ -55,7 +57,9 @@ from common.config_file import ConfigError, expect_no_module, in_file, load_file
 from common.console import Console
 from common.crew import Roles, cause_of
 from common.curves import NO_PAST, read_past
+from common.environment_failed import EnvironmentFailed
 from common.hparams import hparams_summary
+from common.log_file import LogFile
 from common.machine import available_cores, total_memory_bytes
 from common.networks import load_flat_state, state_bytes
 from common.plan import Plan, machine_problems, network_problems
@@ -79,6 +83,7 @@ from common.settings_table import settings_table
 from common.tensorboard import EventWriter
 from common.types import Batch, Weights
 from learner.assembly import (
+    Trained,
     checkpoint_payload,
     expect_resumable,
     expect_same_network,
@@ -177,6 +182,11 @@ def train(arguments: Sequence[str]) -> int:
         is_over = reason != "interrupted"  # also where somebody would not wait for what follows
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
+    except EnvironmentFailed as failure:
+        learner_steps = 0 if reporter is None else reporter.progress.learner_steps
+        has_learned = learner_steps > plan.learner_steps_before
+        reason, code = str(failure), 1 if has_learned else 2
+        print(f"launch.py: {words_of(failure, plan.folder)}", file=sys.stderr)
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
         reason = cause_of(error)
         console.note(f"the run ended: {reason}")
@@ -288,10 +298,12 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
     """
     config = command.settings
     memory_bytes = total_memory_bytes()
-    spec = None
+    spec, failure = None, None
     try:
         spec = resolve(config.env)
         problems += network_problems(config, spec)
+    except EnvironmentFailed as error:
+        failure = error
     except ValueError as error:
         problems.append(f"--env.id {shown(config.env.id)}: {error}")
     if command.serial and command.address is not None:
@@ -320,11 +332,15 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             name = "run" if spec is None else spec.name
             default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
+        if failure is not None:
+            problems.append(f"--env.id {config.env.id}: {words_of(failure, folder)}")
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
         # What reading the settings found already is not told twice.
         found = str(error).splitlines()
         problems += [line for line in found if not any(line in known for known in problems)]
     counters, past = start.counters, NO_PAST
+    if spec is not None and start.scale is not None:
+        spec = with_scale(spec, start.scale)
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
@@ -357,6 +373,19 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         result_before=result,
         incarnations=start.incarnations,
     )
+
+
+def words_of(failure: EnvironmentFailed, folder: RunFolder) -> str:
+    """Return the line of a failure whose traceback, if there is one, is put into the folder's log.
+
+    A folder that holds its log alone is as good as new (common.run_folder).
+    """
+    if not failure.details:
+        return str(failure)
+    with suppress(OSError):  # what cannot be made cannot be written: the log says so
+        folder.path.mkdir(parents=True, exist_ok=True)
+    trouble = LogFile(folder.log).append(failure.details)
+    return f"{failure}; {trouble or f'its traceback is in {folder.log}'}"
 
 
 def make_reporter(plan: Plan, console: Console) -> Reporter:
@@ -545,14 +574,28 @@ def evaluate(command: EvalCommand) -> int:
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
         refuse(str(error).splitlines())
-    config, spec, weights, network = trained
+    except EnvironmentFailed as failure:
+        refuse([words_of(failure, folder)])
     epsilon = of_run.evaluator.epsilon if command.epsilon is None else command.epsilon
+    try:
+        return _evaluate(command, folder, path, trained, epsilon)
+    except EnvironmentFailed as failure:
+        refuse([words_of(failure, folder)])
+
+
+def _evaluate(
+    command: EvalCommand, folder: RunFolder, path: Path, trained: Trained, epsilon: float
+) -> int:
+    """Play, print and film as `evaluate` says, with what was read."""
+    config, spec, weights, network = trained
     config = dataclasses.replace(
         config,
         evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
     print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
+    if command.video:
+        expect_pictures(config.env, command.seed)  # before games that may take an hour
     result = play(config, spec, weights, command.seed, lambda: False)
     assert result is not None
     returns = result.returns

@@ -13,7 +13,6 @@ from actors.environments import Environments
 from actors.n_step import Moment, NStepAccumulator
 from actors.policy import EpsilonGreedyPolicy
 from actors.segments import FirstPriority, SegmentWriter
-from actors.timesteps import check_finite
 from common.metrics import PhaseTimer
 from common.types import EpisodeRecord, PhaseSeconds, Segment, SegmentName, WeightsVersion
 
@@ -107,9 +106,9 @@ class ActorLoop:
 
         Raises:
           RuntimeError: no weights were ever set, so the network would act at random.
-          ValueError: an environment gave a reward or an observation that is not finite. No
-            transition holds it, and the loop cannot go on: whoever runs it starts the actor anew,
-            counted and reported, where to skip the transition would hide a broken environment.
+          EnvironmentFailed: an environment raised, or answered what it may not. No transition holds
+            it, and the loop cannot go on: whoever runs it starts the actor anew, counted and
+            reported, where to skip the transition would hide a broken environment.
         """
         if self._version is None:
             raise RuntimeError(
@@ -149,7 +148,6 @@ class ActorLoop:
         self, actions: NDArray[np.int64], q: NDArray[np.float32], version: tuple[int, int]
     ) -> list[SegmentWriter]:
         """Book the timestep reached last; its Q-values came with the choice of the next action."""
-        check_finite(self._timesteps)  # here, after the segments of the step before have left
         observation, reward, terminated, truncated, first, game_over, life_lost = self._timesteps
         learned = reward + np.float32(self._life_loss_reward) * life_lost
         if self._clip_rewards:

@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from actors.actor_loop import ActorLoop
-from actors.environments import make_environments
+from actors.environments import clips_rewards, expect_spec, make_environments
 from actors.policy import EpsilonGreedyPolicy
 from actors.priority import first_priority
 from common.config import Config
+from common.heartbeat import Heartbeat
 from common.networks import build_network
 from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions
 from common.seeding import derive_environment_seed, derive_seed
@@ -18,7 +19,12 @@ from common.types import EnvironmentSpec
 
 
 def make_actor_loop(
-    config: Config, spec: EnvironmentSpec, *, actor: int, incarnation: int
+    config: Config,
+    spec: EnvironmentSpec,
+    *,
+    actor: int,
+    incarnation: int,
+    heartbeat: Heartbeat | None = None,
 ) -> ActorLoop:
     """Return an actor's loop with fresh environments; its network waits for weights.
 
@@ -28,6 +34,10 @@ def make_actor_loop(
       actor: index of the actor.
       incarnation: how many times it was started before; a restarted actor plays other games than
         the first did.
+      heartbeat: is told in which call into an environment this thread is.
+
+    Raises:
+      EnvironmentFailed: an environment raised; so does the loop.
     """
     # The first incarnations of all actors share one base; each later one has a base of its own.
     seed = config.seed if incarnation == 0 else derive_seed(config.seed, "restart", incarnation)
@@ -36,7 +46,9 @@ def make_actor_loop(
         config.actor.envs,
         derive_environment_seed(seed, actor, config.actor.envs),
         training=True,
+        heartbeat=heartbeat,
     )
+    expect_spec(environments, spec)
     policy = EpsilonGreedyPolicy(
         network=build_network(config.agent, spec),
         epsilons=epsilons(config, actor, agent_steps=0),
@@ -49,7 +61,7 @@ def make_actor_loop(
         policy=policy,
         n_step=config.agent.n_step,
         gamma=config.agent.gamma,
-        clip_rewards=config.env.clip_rewards,
+        clip_rewards=clips_rewards(config.env),
         life_loss_reward=config.env.life_loss_reward,
         segment_transitions=config.actor.segment_transitions,
         frames_per_block=config.replay.frames_per_block,

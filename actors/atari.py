@@ -8,7 +8,8 @@ About ale-py's AtariVectorEnv (0.12), each held by a test:
   the rule that ale-py itself has.
 * Every step returns fresh arrays that the C++ side never writes again: observations may be kept
   without a copy.
-* An action out of range makes the caller wait for ever, so the range is checked here.
+* An action out of range makes the caller wait for ever, so the range is checked here, and the
+  emulator is asked how many there are: 18 in the full set, but 9 for Skiing and Lost Luggage.
 * At the time limit the last screen of the step is not captured: the observation of a truncated game
   is the maximum of the screen before and the third frame of the step. One observation in 27,000;
   left as it is.
@@ -28,8 +29,10 @@ from ale_py.vector_env import AtariVectorEnv
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from actors.timesteps import check_actions, opening_timesteps
+from actors.environment_calls import EnvironmentCalls
+from actors.timesteps import check_actions, opening_timesteps, reading
 from common.config import EnvConfig
+from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 
 FRAME_SHAPE = (84, 84)
@@ -130,8 +133,10 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
     """
     game = atari_game(env)
     assert game is not None, env.id
-    num_actions = 18 if env.full_action_space else _console(game.rom).minimal_actions
-    actions = "the full set of 18 actions" if env.full_action_space else f"{num_actions} actions"
+    console = _console(game.rom)
+    num_actions = console.legal_actions if env.full_action_space else console.minimal_actions
+    actions = f"{'the full set of ' * env.full_action_space}{num_actions} actions"
+    scale = 1.0 / 255.0
     fire = " and FIRE" if env.fire_reset else ""
     signals = ["ends the value"] if env.life_loss_terminates else []
     if env.life_loss_reward:
@@ -146,7 +151,9 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
             f"{env.id} means {atari_title(game.rom)} with sticky actions {game.sticky_actions:g},"
             f" {actions} of {env.action_repeat_frames} frames, up to {env.noop_max} no-op frames"
             f"{fire} at the start, a limit of {env.max_game_frames:,} frames; a lost life {life}."
+            f" {reading(scale, env.clips_rewards(is_atari=True))}"
         ),
+        scale=scale,
     )
 
 
@@ -156,9 +163,18 @@ class AtariEnvironments:
     Frame skip, maximum of the last two screens, 84 x 84 grey, zero-padded stack. Not thread-safe.
     """
 
-    def __init__(self, *, env: EnvConfig, num_envs: int, seed: int, training: bool) -> None:
+    def __init__(
+        self,
+        *,
+        env: EnvConfig,
+        num_envs: int,
+        seed: int,
+        training: bool,
+        heartbeat: Heartbeat,
+    ) -> None:
         """Make E environments as `make_environments` says."""
         self._spec = atari_spec(env)
+        self._calls = EnvironmentCalls(env.id, heartbeat)
         self._vector = atari_vector(
             env,
             num_envs,
@@ -186,7 +202,8 @@ class AtariEnvironments:
     def reset(self) -> TimeSteps:
         """Open a new game everywhere. Only the first call seeds; later ones play on."""
         seed, self._seed = self._seed, None
-        observation, info = self._vector.reset(seed=seed)
+        with self._calls.into("reset"):
+            observation, info = self._vector.reset(seed=seed)
         self._lives = info["lives"]
         self._game_over = np.zeros(self._num_envs, np.bool_)
         return opening_timesteps(observation)
@@ -194,7 +211,8 @@ class AtariEnvironments:
     def step(self, actions: NDArray[np.int64]) -> TimeSteps:
         """Take one agent step everywhere."""
         check_actions(actions, self._num_envs, self._spec.num_actions)
-        observation, reward, over, truncated, info = self._vector.step(actions)
+        with self._calls.into("step"):
+            observation, reward, over, truncated, info = self._vector.step(actions)
         # C++ resets exactly where it said terminated or truncated, life loss being off.
         first, self._game_over = self._game_over, over | truncated
         before, self._lives = self._lives, info["lives"]
@@ -235,10 +253,12 @@ class _Console(NamedTuple):
 
     Fields:
       minimal_actions: how many actions the game itself knows.
+      legal_actions: how many the console has for it, the full set.
       screen_shape: (height, width) of its screen in pixels.
     """
 
     minimal_actions: int
+    legal_actions: int
     screen_shape: tuple[int, int]
 
 
@@ -257,4 +277,5 @@ def _console(rom: str) -> _Console:
     assert path is not None, rom
     emulator.loadROM(path)
     height, width = emulator.getScreenDims()
-    return _Console(len(emulator.getMinimalActionSet()), (height, width))
+    minimal, legal = emulator.getMinimalActionSet(), emulator.getLegalActionSet()
+    return _Console(len(minimal), len(legal), (height, width))

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
+from actors.timesteps import reading
 from common.config import EnvConfig
+from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 
 CARTPOLE_PIXELS = "CartPole-v1-pixels"
@@ -36,13 +38,16 @@ def cartpole_pixels_spec(env: EnvConfig) -> EnvironmentSpec:
     """Return what the id means."""
     vector = gymnasium_spec(dataclasses.replace(env, id=_CARTPOLE))
     height, width = FRAME_SHAPE
+    scale, clips = 1.0 / 255.0, env.clips_rewards(is_atari=False)
+    games = vector.protocol.removesuffix(reading(vector.scale, clips))
     return vector._replace(
         name="cartpole_pixels",
         observation=ObservationSpec(FRAME_SHAPE, "uint8", _STACK),
         protocol=(
             f"{env.id} shows {height} x {width} grey pixels around the cart, now and one step ago;"
-            f" {vector.protocol}"
+            f" {games}{reading(scale, clips)}"
         ),
+        scale=scale,
     )
 
 
@@ -68,7 +73,7 @@ def cart_crop(screen: NDArray[np.uint8], x: float) -> NDArray[np.uint8]:
 class CartPolePixels:
     """CartPole games that show themselves; not thread-safe."""
 
-    def __init__(self, *, env: EnvConfig, num_envs: int, seed: int) -> None:
+    def __init__(self, *, env: EnvConfig, num_envs: int, seed: int, heartbeat: Heartbeat) -> None:
         """Make E environments as `make_environments` says."""
         self._spec = cartpole_pixels_spec(env)
         self._games = GymnasiumEnvironments(
@@ -76,6 +81,7 @@ class CartPolePixels:
             num_envs=num_envs,
             seed=seed,
             render_mode="rgb_array",
+            heartbeat=heartbeat,
         )
         self._stacks = np.zeros((num_envs, *self._spec.observation.shape), np.uint8)
 

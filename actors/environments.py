@@ -22,6 +22,8 @@ from actors.atari import AtariEnvironments, atari_game, atari_spec
 from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels, cartpole_pixels_spec
 from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
 from common.config import EnvConfig
+from common.environment_failed import EnvironmentFailed
+from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, TimeSteps
 
 
@@ -56,14 +58,36 @@ def resolve(env: EnvConfig) -> EnvironmentSpec:
     Raises:
       ValueError: one line; the id is unknown (with close matches), or its spaces are none that a
         DQN can use.
+      EnvironmentFailed: it raised when it was imported, made or closed.
     """
     if env.id == CARTPOLE_PIXELS:
         return cartpole_pixels_spec(env)
     return gymnasium_spec(env) if atari_game(env) is None else atari_spec(env)
 
 
+def clips_rewards(env: EnvConfig) -> bool:
+    """Return whether rewards are clipped before they are learned from."""
+    return env.clips_rewards(is_atari=atari_game(env) is not None)
+
+
+def expect_spec(environments: Environments, spec: EnvironmentSpec) -> None:
+    """Raise EnvironmentFailed unless the environments are what the run takes them for."""
+    here = environments.spec
+    ours, theirs = (here.observation, here.num_actions), (spec.observation, spec.num_actions)
+    if ours != theirs:
+        raise EnvironmentFailed(
+            f"the environment {spec.name} is another here than in the driver: {ours}, not {theirs}"
+        )
+
+
 def make_environments(
-    env: EnvConfig, num_envs: int, seed: int, training: bool
+    env: EnvConfig,
+    num_envs: int,
+    seed: int,
+    training: bool,
+    *,
+    heartbeat: Heartbeat | None = None,
+    render: bool = False,
 ) -> AtariEnvironments | CartPolePixels | GymnasiumEnvironments:
     """Return E environments.
 
@@ -72,16 +96,28 @@ def make_environments(
       num_envs: E.
       seed: of the first; the others have seed + 1, seed + 2, ...
       training: False plays raw games: a lost life ends nothing.
+      heartbeat: is told in which call into an environment this thread is.
+      render: so that they show themselves by `screens`; those of Atari do not.
 
     Raises:
       ValueError: as `resolve`, or an impossible number.
+      EnvironmentFailed: one raised; so do `reset`, `step` and `close` of what is returned.
     """
+    heartbeat = heartbeat or Heartbeat()
     if num_envs < 1:
         raise ValueError(f"Expect `num_envs` >= 1, actually: {num_envs}")
     if not 0 <= seed <= 2**31 - num_envs:
         raise ValueError(f"Expect `seed` from 0 to 2**31 - `num_envs`, actually: {seed}")
     if env.id == CARTPOLE_PIXELS:
-        return CartPolePixels(env=env, num_envs=num_envs, seed=seed)
+        return CartPolePixels(env=env, num_envs=num_envs, seed=seed, heartbeat=heartbeat)
     if atari_game(env) is None:
-        return GymnasiumEnvironments(env=env, num_envs=num_envs, seed=seed, render_mode=None)
-    return AtariEnvironments(env=env, num_envs=num_envs, seed=seed, training=training)
+        return GymnasiumEnvironments(
+            env=env,
+            num_envs=num_envs,
+            seed=seed,
+            render_mode="rgb_array" if render else None,
+            heartbeat=heartbeat,
+        )
+    return AtariEnvironments(
+        env=env, num_envs=num_envs, seed=seed, training=training, heartbeat=heartbeat
+    )

@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.atari import AtariEnvironments, atari_game, atari_screen_shape, atari_vector
-from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels
-from actors.environments import Environments, make_environments
-from actors.gymnasium_environments import GymnasiumEnvironments
+from actors.environments import Environments, expect_spec, make_environments
 from actors.policy import EpsilonGreedyPolicy
-from actors.timesteps import check_finite
 from common.config import Config, EnvConfig
+from common.heartbeat import Heartbeat
 from common.networks import build_network, load_flat_state
 from common.reports import EvaluationResult
 from common.types import EnvironmentSpec, Weights
@@ -85,7 +83,7 @@ class EvaluationLoop:
           The games; None if it was told to stop.
 
         Raises:
-          ValueError: an environment gave a reward or an observation that is not finite.
+          EnvironmentFailed: an environment raised, or answered what it may not.
         """
         if episodes < 1:
             raise ValueError(f"Expect `episodes` >= 1, actually: {episodes}")
@@ -99,7 +97,6 @@ class EvaluationLoop:
                 return None
             actions, _ = self._policy.act(timesteps.observation)
             timesteps = self._environments.step(actions)
-            check_finite(timesteps)
             counts = playing & ~timesteps.first
             returns[game[counts]] += timesteps.reward[counts]
             lengths[game[counts]] += 1
@@ -129,17 +126,27 @@ class EvaluationLoop:
         self._environments.close()
 
 
-def make_evaluation(config: Config, spec: EnvironmentSpec, seed: int) -> EvaluationLoop:
+def make_evaluation(
+    config: Config, spec: EnvironmentSpec, seed: int, heartbeat: Heartbeat | None = None
+) -> EvaluationLoop:
     """Return what plays a run's evaluations, with weights still to come.
 
     Args:
       config: settings of the run.
       spec: its environment.
       seed: of the games and of the exploration.
+      heartbeat: is told in which call into an environment this thread is.
+
+    Raises:
+      EnvironmentFailed: an environment raised; so does the loop.
     """
     games_at_once = min(config.evaluator.episodes, MAX_EVALUATION_ENVS)
+    environments = make_environments(
+        config.env, games_at_once, seed, training=False, heartbeat=heartbeat
+    )
+    expect_spec(environments, spec)
     return EvaluationLoop(
-        environments=make_environments(config.env, games_at_once, seed, training=False),
+        environments=environments,
         network=build_network(config.agent, spec),
         epsilon=config.evaluator.epsilon,
         rng=np.random.default_rng(seed),
@@ -158,6 +165,13 @@ def play(
         return evaluation.evaluate(weights, config.evaluator.episodes, should_stop)
 
 
+def expect_pictures(env: EnvConfig, seed: int) -> None:
+    """Raise EnvironmentFailed unless a game of `env` can be filmed: some do not draw themselves."""
+    with closing(_filmed(env, seed)) as filmed:
+        filmed.reset()
+        filmed.picture()
+
+
 def record_game(env: EnvConfig, network: nn.Module, epsilon: float, seed: int, path: Path) -> float:
     """Play one whole game and write it as an MP4, one picture per agent step, at the speed of play.
 
@@ -170,15 +184,16 @@ def record_game(env: EnvConfig, network: nn.Module, epsilon: float, seed: int, p
 
     Returns:
       The game's raw return.
+
+    Raises:
+      EnvironmentFailed: an environment raised, or drew nothing.
     """
     # Imported here: it is slow to import, and nobody else needs it.
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".partial{path.suffix}")
-    filmed: _Filmed = (
-        _FilmedGymnasium(env, seed) if atari_game(env) is None else _FilmedAtari(env, seed)
-    )
+    filmed = _filmed(env, seed)
     policy = EpsilonGreedyPolicy(
         network=network, epsilons=np.array([epsilon]), rng=np.random.default_rng(seed)
     )
@@ -218,11 +233,15 @@ class _Filmed(Protocol):
         """End it."""
 
 
+def _filmed(env: EnvConfig, seed: int) -> _Filmed:
+    return _FilmedGymnasium(env, seed) if atari_game(env) is None else _FilmedAtari(env, seed)
+
+
 class _FilmedAtari:
     """An Atari game and its twin in colour: the same seed, the same actions, the whole screen."""
 
     def __init__(self, env: EnvConfig, seed: int) -> None:
-        self._played = AtariEnvironments(env=env, num_envs=1, seed=seed, training=False)
+        self._played = make_environments(env, 1, seed, training=False)
         height, width = atari_screen_shape(env)
         self._twin = atari_vector(
             env, 1, grayscale=False, img_height=height, img_width=width, stack_num=1
@@ -255,11 +274,9 @@ class _FilmedGymnasium:
     """Any other environment, which draws itself."""
 
     def __init__(self, env: EnvConfig, seed: int) -> None:
-        self._played = (
-            CartPolePixels(env=env, num_envs=1, seed=seed)
-            if env.id == CARTPOLE_PIXELS
-            else GymnasiumEnvironments(env=env, num_envs=1, seed=seed, render_mode="rgb_array")
-        )
+        played = make_environments(env, 1, seed, training=False, render=True)
+        assert not isinstance(played, AtariEnvironments)
+        self._played = played
         self.pictures_per_s = self._played.render_frames_per_s
 
     def reset(self) -> NDArray[Any]:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+import warnings
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from actors.atari import atari_title, games
-from actors.timesteps import check_actions, opening_timesteps
+from actors.checked_environment import (
+    MOST_REWARD,
+    CheckedEnvironment,
+    is_picture,
+    most_observed,
+)
+from actors.environment_calls import EnvironmentCalls
+from actors.timesteps import check_actions, opening_timesteps, reading
 from common.config import EnvConfig
+from common.environment_failed import EnvironmentFailed
+from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
+
+# Of a picture's numbers: 16 bits a pixel. Beyond it bounds are none, but a dtype's or a guess.
+_MOST_PIXEL = 65_535.0
 
 
 class GymnasiumEnvironments:
@@ -25,21 +40,47 @@ class GymnasiumEnvironments:
     """
 
     def __init__(
-        self, *, env: EnvConfig, num_envs: int, seed: int, render_mode: str | None
+        self,
+        *,
+        env: EnvConfig,
+        num_envs: int,
+        seed: int,
+        render_mode: str | None,
+        heartbeat: Heartbeat,
     ) -> None:
         """Make E environments as `make_environments` says; `render_mode` is gymnasium's."""
-        self._spec = gymnasium_spec(env)
+        self._spec = gymnasium_spec(env, heartbeat)
+        self._calls = EnvironmentCalls(env.id, heartbeat)
         # Not every environment takes a render mode.
         look: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-        self._vector = gymnasium.make_vec(
-            env.id,
-            num_envs,
-            vectorization_mode="sync",
-            vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
-            max_episode_steps=_time_limit(env),
-            disable_env_checker=True,
-            **look,
-        )
+
+        def checked(single: gymnasium.Env[Any, Any]) -> CheckedEnvironment:
+            space = single.observation_space
+            assert isinstance(space, Box), space  # or gymnasium_spec would have refused it
+            return CheckedEnvironment(
+                single,
+                calls=self._calls,
+                most_reward=np.inf if env.clips_rewards(is_atari=False) else MOST_REWARD,
+                most_observed=most_observed(space, self._spec.scale),
+            )
+
+        with self._calls.into("make"), warnings.catch_warnings():
+            # That it cannot be drawn is told by whoever wants a picture, in one line.
+            warnings.filterwarnings("ignore", ".*is not in the possible render_modes")
+            self._vector = gymnasium.make_vec(
+                env.id,
+                num_envs,
+                vectorization_mode="sync",
+                vector_kwargs={"autoreset_mode": AutoresetMode.NEXT_STEP},
+                # The limit comes last: what gymnasium's wrappers make of a wrong answer is no help.
+                wrappers=(
+                    checked,
+                    functools.partial(TimeLimit, max_episode_steps=_time_limit(env)),
+                ),
+                max_episode_steps=-1,
+                disable_env_checker=True,
+                **look,
+            )
         space = self._vector.single_action_space
         assert isinstance(space, Discrete)
         self._first_action = int(space.start)
@@ -84,44 +125,47 @@ class GymnasiumEnvironments:
     @property
     def render_frames_per_s(self) -> float:
         """Speed of play; 30 where the environment does not say."""
-        return float(self._vector.metadata.get("render_fps") or 30)
+        with self._calls.into("render"):
+            return float(self._vector.metadata.get("render_fps") or 30)
 
     def screens(self) -> tuple[NDArray[np.uint8], ...]:
         """Return uint8[H, W, 3] for each environment; needs render_mode "rgb_array"."""
-        screens = self._vector.render()
-        assert screens is not None
-        return tuple(np.asarray(screen, np.uint8) for screen in screens)
+        with self._calls.into("render"):
+            screens = tuple(np.asarray(screen) for screen in self._vector.render() or ())
+            for screen in screens:
+                if screen.dtype != np.uint8 or screen.shape[2:] != (3,):
+                    modes = self._vector.metadata.get("render_modes")
+                    raise self._calls.failed(
+                        f"gave no picture: it must draw an rgb_array, and can draw {modes}"
+                    )
+            return screens
 
     def close(self) -> None:
         """End the environments. May be called twice."""
-        self._vector.close()
+        with self._calls.into("close"):
+            self._vector.close()
 
     def _stacked(self, observation: NDArray[Any]) -> NDArray[Any]:
         return observation.astype(self._spec.observation.dtype, copy=False)[:, np.newaxis]
 
 
-def gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
+def gymnasium_spec(env: EnvConfig, heartbeat: Heartbeat | None = None) -> EnvironmentSpec:
     """Return what the gymnasium id means.
 
     Raises:
       ValueError: one line; the id is unknown, or its spaces are none that a DQN can use.
+      EnvironmentFailed: it is known, and raised when it was imported, made or closed.
     """
+    calls = EnvironmentCalls(env.id, heartbeat or Heartbeat())
     try:
-        single = gymnasium.make(env.id, disable_env_checker=True)
-        limit = _time_limit(env)  # of this very id: `make` takes one without its version, too
-    except (gymnasium.error.UnregisteredEnv, ModuleNotFoundError) as error:
-        raise ValueError(
-            "Expect `env.id` to name an Atari game or a gymnasium environment,"
-            f" actually: {env.id!r}{_hint(env.id)}"
-        ) from error
-    # The last two: it needs a package that is not here; its module cannot be imported so.
-    except (gymnasium.error.Error, ImportError, TypeError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"Expect `env.id` that can be made, actually: {env.id!r}: {reason}{_hint(env.id)}"
-        ) from error
-    actions, observations = single.action_space, single.observation_space
-    single.close()
+        with calls.into("make"):
+            single = gymnasium.make(env.id, disable_env_checker=True)
+            limit = _time_limit(env)  # of this very id: `make` takes one without its version, too
+            actions, observations = single.action_space, single.observation_space
+    except EnvironmentFailed as failure:
+        raise _refusal(env.id, failure) from failure
+    with calls.into("close"):
+        single.close()
     if not isinstance(actions, Discrete):
         raise ValueError(f"Expect discrete actions, actually: {actions} in {env.id!r}")
     if not isinstance(observations, Box) or not (
@@ -131,8 +175,10 @@ def gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
             "Expect observations that are uint8 or float arrays,"
             f" actually: {observations} in {env.id!r}"
         )
+    if 0 in observations.shape:
+        raise ValueError(f"Expect observations of >= 1 number, actually: {observations}")
     dtype = "uint8" if observations.dtype == np.uint8 else "float32"
-    num_actions = int(actions.n)
+    num_actions, scale = int(actions.n), _scale(observations, env.id)
     return EnvironmentSpec(
         name=re.sub(r"[^a-z0-9]+", "_", env.id.lower()),
         observation=ObservationSpec(tuple(observations.shape), dtype, 1),
@@ -140,9 +186,54 @@ def gymnasium_spec(env: EnvConfig) -> EnvironmentSpec:
         action_repeat_frames=1,
         protocol=(
             f"{env.id} is gymnasium's, with {num_actions} actions of 1 frame and a limit of"
-            f" {limit:,} frames; the Atari options do not apply."
+            f" {limit:,} frames; the Atari options do not apply. "
+            f"{reading(scale, env.clips_rewards(is_atari=False))}"
         ),
+        scale=scale,
     )
+
+
+def _refusal(env_id: str, failure: EnvironmentFailed) -> Exception:
+    """Return what to raise for an id of which nothing could be made.
+
+    The failure itself, unless the id is at fault or a package is missing: ValueError then.
+    """
+    cause = failure.__cause__
+    # Gymnasium adds words of its own to that a module is missing, but not which.
+    missing = getattr(cause and cause.__cause__, "name", None)
+    is_not_there = missing is not None and f"{env_id.partition(':')[0]}.".startswith(f"{missing}.")
+    if isinstance(cause, gymnasium.error.UnregisteredEnv) or is_not_there:
+        return ValueError(
+            "Expect `env.id` to name an Atari game or a gymnasium environment,"
+            f" actually: {env_id!r}{_hint(env_id)}"
+        )
+    is_malformed = env_id.startswith((".", ":")) or env_id.count(":") > 1
+    if is_malformed or isinstance(cause, gymnasium.error.Error | ImportError):
+        reason = " ".join(str(cause).split())
+        return ValueError(
+            f"Expect `env.id` that can be made, actually: {env_id!r}: {reason}{_hint(env_id)}"
+        )
+    return failure
+
+
+def _scale(space: Box, env_id: str) -> float:
+    """Return what the network multiplies observations of this space by.
+
+    A picture's numbers are a measure of light, which the space's own bounds bring to 1; a vector's
+    mean what they are, whatever their type.
+
+    Raises:
+      ValueError: a picture whose bounds do not say how bright a pixel can be.
+    """
+    if not is_picture(space):
+        return 1.0
+    bound = float(max(np.abs(space.low.astype(np.float64)).max(), space.high.max()))
+    if not 0.0 < bound <= _MOST_PIXEL:
+        raise ValueError(
+            f"Expect pictures whose bounds lie within +-{_MOST_PIXEL:,.0f}, to scale pixels by,"
+            f" actually: {space} in {env_id!r}"
+        )
+    return 1.0 / bound
 
 
 def _time_limit(env: EnvConfig) -> int:

@@ -1,4 +1,4 @@
-"""What every vector environment has in common: its first answer, and checks of what goes by."""
+"""What every vector environment has in common: first answer, check of actions, words of itself."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.types import TimeSteps
+from common.types import EnvironmentSpec, TimeSteps
 
 
 def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
@@ -24,18 +24,30 @@ def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
     )
 
 
-def check_finite(timesteps: TimeSteps) -> None:
-    """Raise ValueError unless all rewards and newest frames are finite: else the weights end so."""
-    _expect_finite("rewards", timesteps.reward)
-    if timesteps.observation.dtype.kind == "f":
-        _expect_finite("observations", timesteps.observation[:, -1])
+def reading(scale: float, clips_rewards: bool) -> str:
+    """Return the sentence on how observations and rewards are read.
+
+    Args:
+      scale: what observations are multiplied by.
+      clips_rewards: whether rewards are clipped before they are learned from.
+    """
+    learned = "clipped to [-1, 1]" if clips_rewards else "learned as they are, not clipped"
+    return f"Observations are {_observed(scale)}; rewards are {learned}."
 
 
-def _expect_finite(what: str, numbers: NDArray[Any]) -> None:
-    finite = np.isfinite(numbers)
-    if not finite.all():
-        e, *_ = place = tuple(int(index[0]) for index in np.nonzero(~finite))
-        raise ValueError(f"Expect finite {what}, actually: {numbers[place]} from environment {e}")
+def with_scale(spec: EnvironmentSpec, scale: float) -> EnvironmentSpec:
+    """Return the spec of a run that began while observations of its environment had another scale.
+
+    Its weights know no other numbers.
+    """
+    if spec.scale == scale:
+        return spec
+    now, then = _observed(spec.scale), f"{_observed(scale)}, as since this run began"
+    return spec._replace(scale=scale, protocol=spec.protocol.replace(f"are {now};", f"are {then};"))
+
+
+def _observed(scale: float) -> str:
+    return "read as they are" if scale == 1.0 else f"divided by {1.0 / scale:g}"
 
 
 def check_actions(actions: NDArray[np.int64], num_envs: int, num_actions: int) -> None:

@@ -105,8 +105,9 @@ class ActorProcess:
         expect_source(source, f"actor {actor}")
         torch.set_num_threads(1)
         self._config = config
+        self._spec = spec
         self._actor = actor
-        self._loop = make_actor_loop(config, spec, actor=actor, incarnation=incarnation)
+        self._incarnation = incarnation
         self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
         self._writer = ReplayWriter(
             shards=self._shards,
@@ -119,7 +120,20 @@ class ActorProcess:
         self._stop = threading.Event()
 
     def run(self) -> None:
-        """Play until `stop`."""
+        """Play until `stop`.
+
+        Raises:
+          EnvironmentFailed: an environment raised, or answered what it may not.
+        """
+        # Not in the constructor: of what that raises Ray tells the text alone, and until it returns
+        # nobody can ask where a slow environment is.
+        self._loop = make_actor_loop(
+            self._config,
+            self._spec,
+            actor=self._actor,
+            incarnation=self._incarnation,
+            heartbeat=self._heartbeat,
+        )
         # No sign of life yet: that an actor is back means that it plays.
         while not self._take_weights() and not self._stop.wait(_FIRST_WEIGHTS_POLL_S):
             self._poller.ask()
@@ -189,10 +203,9 @@ class EvaluatorProcess:
         self._next_s = time.monotonic() + first_in_s
         torch.set_num_threads(1)
         self._config = config
+        self._spec = spec
+        self._incarnation = incarnation
         self._store = store
-        self._evaluation = make_evaluation(
-            config, spec, derive_seed(config.seed, "evaluator", incarnation)
-        )
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
         self._finish = threading.Event()
@@ -201,7 +214,14 @@ class EvaluatorProcess:
         self._results: list[tuple[EvaluationResult, Weights]] = []
 
     def run(self) -> None:
-        """Evaluate every so many minutes, until `stop` or `finish`."""
+        """Evaluate every so many minutes, until `stop` or `finish`.
+
+        Raises:
+          EnvironmentFailed: an environment raised, or answered what it may not.
+        """
+        seed = derive_seed(self._config.seed, "evaluator", self._incarnation)
+        # Not in the constructor, as in ActorProcess.
+        self._evaluation = make_evaluation(self._config, self._spec, seed, self._heartbeat)
         period_s = self._config.evaluator.every_minutes * 60.0
         while not self._stop.is_set():
             self._sleep_until(self._next_s)

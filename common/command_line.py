@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -22,7 +23,6 @@ from common.config_file import (
     in_file,
     overlay,
     read_file,
-    to_dict,
 )
 from common.curves import is_average
 from common.goal import RETURN_GAMES
@@ -133,14 +133,16 @@ class BenchCommand:
     """Time box of each measurement."""
 
 
-# Settings that are on or off: their flags take no value, as --checkpoint.replay and .no-replay.
-_SWITCHES = frozenset(
-    f"--{part}.{name}"
-    for part, settings in to_dict(Config()).items()
-    if isinstance(settings, dict)
-    for name, value in settings.items()
-    if isinstance(value, bool)
-)
+# Settings that are on or off: their flags take no value, as --checkpoint.replay and .no-replay. And
+# those that may be None besides: these the command-line library takes for no switches.
+_KINDS = {
+    f"--{part}.{name}": kind
+    for part, whole in get_type_hints(Config).items()
+    if is_dataclass(whole)
+    for name, kind in get_type_hints(whole).items()
+}
+_OPTIONAL_SWITCHES = frozenset(flag for flag, kind in _KINDS.items() if kind == bool | None)
+_SWITCHES = frozenset(flag for flag, kind in _KINDS.items() if kind is bool) | _OPTIONAL_SWITCHES
 
 
 def read_train(arguments: Sequence[str]) -> tuple[TrainCommand, list[str]]:
@@ -186,11 +188,23 @@ def _switched(arguments: Sequence[str]) -> list[str]:
             words.append(flag if said.lower() == "true" else f"{part}.no-{name}")
         else:
             words.append(word)
-    return words
+    return _with_values(words)
 
 
-def _is_switch(flag: str) -> bool:
-    return "--" + flag.removeprefix("--").replace("-", "_") in _SWITCHES
+def _with_values(words: Sequence[str]) -> list[str]:
+    """Return the arguments with the values of bare switches that may be None, too."""
+    spelled: list[str] = []
+    for word, following in itertools.zip_longest(words, words[1:]):
+        flag = word.replace(".no-", ".").replace(".no_", ".")
+        if not _is_switch(flag, _OPTIONAL_SWITCHES) or following == "None":
+            spelled.append(word)
+        else:
+            spelled += [flag, str(flag == word)]
+    return spelled
+
+
+def _is_switch(flag: str, switches: frozenset[str] = _SWITCHES) -> bool:
+    return "--" + flag.removeprefix("--").replace("-", "_") in switches
 
 
 def _base(

@@ -40,23 +40,31 @@ class EnvConfig:
     """Chance that the last action is repeated; None: as the id says (0.25 for ALE/*-v5 and
     *-v0, else 0)."""
     full_action_space: bool = False
-    """All 18 joystick actions instead of the game's own (Machado et al. 2018, section 5)."""
+    """All joystick actions that the console has for the game instead of the game's own: 18, or 9
+    (Machado et al. 2018, section 5)."""
     noop_max: Annotated[int, from_zero(_STEPS)] = 30
     """Most random no-ops at a game's start, in emulator frames (Mnih et al. 2015, Methods: 30)."""
     fire_reset: bool = False
-    """Press FIRE once at a game's start on Atari, as the classic wrappers do (OpenAI Baselines)."""
+    """Press FIRE for one frame at a game's start on Atari, as ale-py does; the classic wrappers
+    (OpenAI Baselines) hold it for a whole agent step, and press again after a lost life."""
     life_loss_terminates: bool = True
     """In training, a lost life ends the value, not the game (Mnih et al. 2015, Methods)."""
     life_loss_reward: Annotated[float, _PUNISHMENT] = 0.0
     """Learned with each lost life, before clipping; no part of any return that is reported."""
-    clip_rewards: bool = True
-    """Learn from rewards clipped to [-1, 1] (Mnih et al. 2015); reported returns are raw."""
+    clip_rewards: bool | None = None
+    """Learn from rewards clipped to [-1, 1] (Mnih et al. 2015); None: on Atari and nowhere else;
+    reported returns are raw."""
     action_repeat_frames: Annotated[int, counted(1_000)] = 4
-    """Emulator frames per agent step on Atari; the last two are max-pooled (Mnih et al. 2015)."""
+    """Emulator frames per agent step on Atari. Of the last two the maximum is taken, after they are
+    grey, as gymnasium does; Mnih et al. 2015 and the classic wrappers take it before, in colour."""
     stack: Annotated[int, counted(255)] = 4
     """Frames in an observation on Atari; others use 1, and CartPole's pixels 2."""
     max_game_frames: Annotated[int, counted(2**31 - 1)] = 108_000
     """Emulator frames after which a game is truncated, 30 minutes (Hessel et al. 2018)."""
+
+    def clips_rewards(self, *, is_atari: bool) -> bool:
+        """Return whether rewards are clipped, where the id names a game of Atari or does not."""
+        return is_atari if self.clip_rewards is None else self.clip_rewards
 
 
 @dataclass(frozen=True)

@@ -304,6 +304,12 @@ class Console:
             self._print(text)
             self._log(text)
 
+    def log(self, text: str) -> None:
+        """Put what is too long for a screen, a traceback, into the log alone."""
+        with self._lock:
+            if text:
+                self._log(text)
+
     def close(self) -> None:
         """Show and log the last status and let go of the terminal.
 

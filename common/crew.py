@@ -7,11 +7,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import ray
 
 from common.console import Console
+from common.environment_failed import EnvironmentFailed
 from common.run_ended import RunEnded
 from common.supervisor import GiveUp, Supervisor, WorkerName
 from common.watch import Watch
@@ -34,6 +35,8 @@ _CONSTRUCTOR_FAILED = "error raised in its creation task"
 
 def cause_of(error: BaseException) -> str:
     """Return the line of a Ray error that says what happened, which is its last."""
+    if isinstance(error, EnvironmentFailed):
+        return str(getattr(error, "cause", error))  # without the actor's traceback around it
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
 
@@ -99,6 +102,7 @@ class Crew:
         self._watch = Watch(
             ask_s=min(_ASK_S, hang_s / 2), first_s=max(_FIRST_SIGN_S, hang_s), silence_s=hang_s
         )
+        self._hang_s = hang_s
         self._console = console
         self._is_local = is_local
         self._on_death = on_death
@@ -108,6 +112,9 @@ class Crew:
         self._runs: dict[Any, WorkerName] = {}  # ObjectRef of `run` -> whose
         self._questions: dict[Any, WorkerName] = {}  # ObjectRef of `alive` -> whose
         self._pids: dict[WorkerName, int] = {}
+        self._places: dict[WorkerName, tuple[str, float]] = {}  # where the silent said, and when
+        self._slow: set[WorkerName] = set()  # of whom it was said that they take long
+        self._has_played = False  # whether an actor pushed
         self._supervised_s = time.monotonic()
         self._died_s: dict[WorkerName, float] = {}  # of those that have not come back yet
 
@@ -117,6 +124,8 @@ class Crew:
         incarnation = self._incarnations[name] = self._supervisor.started(*name)
         handle = self._handles[name] = self._create(name, incarnation)
         self._dead.discard(name)
+        self._slow.discard(name)
+        self._places.pop(name, None)
         self._watch.started(name, now_s)
         self._ask(name)
         if name[0] in _RUNNING:
@@ -156,6 +165,7 @@ class Crew:
 
     def heard(self, name: WorkerName, incarnation: int) -> None:
         """Take note that a process was at work just now; word of a dead incarnation is ignored."""
+        self._has_played = self._has_played or name[0] == "actor"
         if incarnation == self._incarnations[name]:
             self._watch.heard(name, time.monotonic())
             self._welcome(name)
@@ -165,6 +175,7 @@ class Crew:
 
         Raises:
           RunEnded: one died too often, or of what another start would not mend.
+          EnvironmentFailed: an environment failed before anything was ever played.
         """
         now_s = time.monotonic()
         if now_s - self._supervised_s > _STANDSTILL_S:  # Ctrl-Z, a disk that did not answer
@@ -182,7 +193,12 @@ class Crew:
         self._listen()
         now_s = time.monotonic()
         for name, silence_s in self._watch.hung(now_s).items():
-            self._bury(name, f"it hung: silent for {silence_s:.0f} s", since_s=silence_s)
+            place = self._place(name, now_s)
+            reason = f"it hung: silent for {silence_s:.0f} s {place}".rstrip()
+            reason += f" ({self._allowance(name)})"
+            if name[0] == "actor" and place and not self._has_played:
+                self._give_up(name, EnvironmentFailed(f"actor {name[1]}: {reason}"))
+            self._bury(name, reason, since_s=silence_s)
         # Who is called by others first, so that nobody begins by calling the dead.
         for name in sorted(
             self._supervisor.due(now_s), key=lambda name: _START_ORDER.index(name[0])
@@ -193,10 +209,14 @@ class Crew:
         """Take note that a call to a process failed, unless another took its place meanwhile.
 
         Raises:
-          RunEnded: as `supervise`.
+          RunEnded, EnvironmentFailed: as `supervise`.
         """
         if handle is not self.handle(name):
             return
+        if isinstance(error, EnvironmentFailed):
+            if not self._has_played:
+                self._give_up(name, EnvironmentFailed(cause_of(error), error.details))
+            self._console.log(error.details)
         why = ""
         if isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
             why = "refused its own numbers"
@@ -205,10 +225,14 @@ class Crew:
         elif _CONSTRUCTOR_FAILED in str(error) and self._supervisor.restarts(name[0]) == 0:
             why = "did not come up"
         if why:
-            self._dead.add(name)
-            self._kill(name)
-            raise RunEnded(f"the {name[0]} {why}: {cause_of(error)}")
+            self._give_up(name, RunEnded(f"the {name[0]} {why}: {cause_of(error)}"))
         self._bury(name, cause_of(error))
+
+    def _give_up(self, name: WorkerName, why: RunEnded) -> NoReturn:
+        """Kill what may be left of a process, and raise why none takes its place."""
+        self._dead.add(name)
+        self._kill(name)
+        raise why
 
     def _bury(self, name: WorkerName, reason: str, since_s: float = 0.0) -> None:
         """Kill what may be left of a process and decide on another.
@@ -263,10 +287,33 @@ class Crew:
             self._pids[name] = alive.pid
             alive_s = None if alive.idle_s is None else time.monotonic() - alive.idle_s
             self._watch.answered(name, alive_s)
+            self._places[name] = (alive.place, time.monotonic())
+            self._tell_if_slow(name)
             if alive_s is not None:
                 self._welcome(name)
         for name in self._watch.due(time.monotonic()):
             self._ask(name)
+
+    def _tell_if_slow(self, name: WorkerName) -> None:
+        """Say once which call takes a process so long, and which setting allows it."""
+        now_s = time.monotonic()
+        silence_s, place = self._watch.silence_s(name, now_s), self._place(name, now_s)
+        if place and silence_s > self._hang_s / 2 and name not in self._slow:
+            self._slow.add(name)
+            self._console.note(
+                f"{name[0]} {name[1]} takes long: silent for {silence_s:.0f} s {place} "
+                f"({self._allowance(name)})"
+            )
+
+    def _place(self, name: WorkerName, now_s: float) -> str:
+        """Return where a process said that it is; a stopped one says nothing any more."""
+        place, told_s = self._places.get(name, ("", now_s))
+        return place if now_s - told_s < self._hang_s / 2 else ""
+
+    def _allowance(self, name: WorkerName) -> str:
+        allowed_s = self._watch.allowed_s(name)
+        early = "" if allowed_s == self._hang_s else " before its first sign of work"
+        return f"--health.hang-s {self._hang_s:g} allows {allowed_s:g} s{early}"
 
     def _ask(self, name: WorkerName) -> None:
         self._watch.asked(name)

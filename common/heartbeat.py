@@ -13,10 +13,12 @@ class Alive(NamedTuple):
     Fields:
       pid: of its process.
       idle_s: seconds since its loop last turned; None: it is still getting ready.
+      place: where it is, as a message ends: "in the environment's reset"; "" for nowhere special.
     """
 
     pid: int
     idle_s: float | None
+    place: str
 
 
 class Heartbeat:
@@ -24,12 +26,27 @@ class Heartbeat:
 
     def __init__(self) -> None:
         self._beat_s: float | None = None
+        self._place = ""
 
     def beat(self) -> None:
         """Say that the loop has turned."""
         self._beat_s = time.monotonic()
 
+    def enter(self, place: str) -> None:
+        """Say where the thread is from now on: it may take its time there."""
+        self._place = place
+
+    def leave(self) -> None:
+        """Say that it is nowhere special any more.
+
+        That is a beat, too, once there was one: several slow calls in a row are no silence.
+        """
+        self._place = ""
+        if self._beat_s is not None:
+            self._beat_s = time.monotonic()
+
     def alive(self) -> Alive:
-        """Return who this is, and how long ago the loop turned."""
+        """Return who this is, how long ago the loop turned, and where it is."""
         beat_s = self._beat_s
-        return Alive(os.getpid(), None if beat_s is None else time.monotonic() - beat_s)
+        idle_s = None if beat_s is None else time.monotonic() - beat_s
+        return Alive(os.getpid(), idle_s, self._place)

@@ -13,9 +13,6 @@ from torch import Tensor, nn
 from common.config import AgentConfig
 from common.types import EnvironmentSpec, ObservationSpec
 
-# Largest value of a uint8 pixel; the network scales to [0, 1] itself, on the device.
-_PIXEL_MAX = 255.0
-
 
 class _Shape(NamedTuple):
     """What a convolutional network is made of.
@@ -58,6 +55,7 @@ class QNetwork(nn.Module):
         self,
         *,
         observation: ObservationSpec,
+        scale: float,
         torso: nn.Module,
         features: int,
         hidden: int,
@@ -68,6 +66,7 @@ class QNetwork(nn.Module):
 
         Args:
           observation: what the network is fed.
+          scale: what that is multiplied by first, on the device.
           torso: float32[B, k, *frame_shape] to anything of `features` numbers per row.
           features: size of the torso's output per row.
           hidden: width of the last hidden layer of each stream; 0: none.
@@ -76,6 +75,7 @@ class QNetwork(nn.Module):
         """
         super().__init__()
         self._observation = observation
+        self._scale = scale
         self._width = hidden
         self.torso = torso
         self.hidden = nn.Linear(features, hidden * (2 if dueling else 1)) if hidden else None
@@ -110,15 +110,19 @@ class QNetwork(nn.Module):
         return value + advantage - advantage.mean(dim=1, keepdim=True)
 
     def as_float(self, observation: Tensor) -> Tensor:
-        """Return float32[B, k, *frame_shape], pixels scaled to [0, 1], for the stored dtype."""
+        """Return float32[B, k, *frame_shape], scaled as the spec says, for the stored dtype."""
         expected = (self._observation.shape, self._observation.dtype)
         actual = (tuple(observation.shape[1:]), str(observation.dtype).removeprefix("torch."))
         assert actual == expected, (actual, expected)
         pictures = observation.dim() == 4
         layout = torch.channels_last if pictures else torch.contiguous_format
         floats = observation.to(torch.float32, memory_format=layout)
-        # In place: the conversion has just made this tensor.
-        return floats.mul_(1.0 / _PIXEL_MAX) if self._observation.dtype == "uint8" else floats
+        if self._scale == 1.0:
+            return floats
+        # In place where the conversion has just made this tensor.
+        return (
+            floats.mul_(self._scale) if observation.dtype == torch.uint8 else floats * self._scale
+        )
 
     @staticmethod
     def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
@@ -164,6 +168,7 @@ def _plan_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
             hidden = agent.hidden[-1]
         return QNetwork(
             observation=observation,
+            scale=spec.scale,
             torso=torso,
             features=features,
             hidden=hidden,

@@ -10,7 +10,7 @@ from typing import Any
 from common.config import Config
 from common.run_folder import RunFolder
 from common.schema import shown
-from common.types import EnvironmentSpec
+from common.types import EnvironmentSpec, ObservationSpec
 
 # A row of replay beside its frame (measured: `launch.py bench replay`), and the share of a pixel
 # frame that is left of it on the games that compress worst.
@@ -74,17 +74,27 @@ class Plan:
 
 
 def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
-    """Return a line if the network does not fit the environment's observations."""
+    """Return a line, with those that fit, if the network does not fit the observations."""
     network, seen = config.agent.network, spec.observation
-    least = _LEAST_PIXELS.get(network, min(_LEAST_PIXELS.values()))
-    pixels = len(seen.frame_shape) == 2 and min(seen.frame_shape) >= least
-    if (network != "mlp") == pixels and (network != "pixel_cnn" or seen.stack >= 2):
+    fitting = [name for name in (*_LEAST_PIXELS, "mlp") if _fits(name, seen)]
+    if network in fitting:
         return []
-    sides = ", ".join(f"{name} is for pixels (>= {n} a side)" for name, n in _LEAST_PIXELS.items())
+    sides = ", ".join(f"{name} (>= {n} pixels a side)" for name, n in _LEAST_PIXELS.items())
     return [
         f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
-        f"{sides}, the latter for stacks of 2 or more; mlp for vectors"
+        f"must be {' or '.join(fitting)}. Pictures without a colour axis take {sides}, the last "
+        "one in stacks of 2 or more; what none of these takes is for mlp"
     ]
+
+
+def _fits(network: str, seen: ObservationSpec) -> bool:
+    if network == "mlp":
+        return not any(_fits(name, seen) for name in _LEAST_PIXELS)
+    return (
+        len(seen.frame_shape) == 2
+        and min(seen.frame_shape) >= _LEAST_PIXELS[network]
+        and (network != "pixel_cnn" or seen.stack >= 2)
+    )
 
 
 def machine_problems(

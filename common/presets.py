@@ -164,8 +164,8 @@ PRESETS: dict[str, Preset] = {
             total_frames=200_000_000,
             env=EnvConfig(sticky_actions=0.25, full_action_space=True, life_loss_terminates=False),
         ),
-        "The protocol of Machado et al. 2018 (arXiv:1709.06009): sticky actions 0.25, all 18 "
-        "actions, no life signal; learning as in apex.",
+        "The protocol of Machado et al. 2018 (arXiv:1709.06009): sticky actions 0.25, the full set "
+        "of actions, no life signal; learning as in apex.",
     ),
     "cartpole": Preset(
         Config(

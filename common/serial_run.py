@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+from common.environment_failed import EnvironmentFailed
 from common.goal import ReturnGoal
 from common.interrupts import Interrupts
 from common.plan import Plan
@@ -164,6 +165,25 @@ class SerialRun:
         self._report_due = _every(_REPORT_MINUTES, lambda: time.monotonic() / 60.0)
 
     def run(self) -> str:
+        """Run until the end; keep what was learned before an environment fails.
+
+        Returns:
+          As `_run`.
+
+        Raises:
+          RunEnded: it is done and could not be saved.
+          EnvironmentFailed: an environment raised, or answered what it may not.
+        """
+        try:
+            return self._run()
+        except EnvironmentFailed:
+            self._report()
+            has_learned = self._reporter.progress.learner_steps > self._plan.learner_steps_before
+            if has_learned and (trouble := self._cores.save()):
+                self._note(trouble)
+            raise
+
+    def _run(self) -> str:
         """Run until the end.
 
         Returns:

@@ -18,8 +18,7 @@ class ObservationSpec(NamedTuple):
 
     Fields:
       frame_shape: shape of one frame, e.g. (84, 84) or (4,).
-      dtype: numpy dtype name, "uint8" (scaled by 1/255 inside the network) or "float32" (used as it
-        is).
+      dtype: numpy dtype name, "uint8" or "float32".
       stack: k, frames in an observation; its full shape is (k, *frame_shape).
     """
 
@@ -46,8 +45,10 @@ class EnvironmentSpec(NamedTuple):
       observation: see ObservationSpec.
       num_actions: A.
       action_repeat_frames: emulator frames one agent step takes (4 on Atari, 1 elsewhere).
-      protocol: one sentence for the console that says what the id means (sticky actions, action
-        set, life signal).
+      protocol: a line for the console that says what the id means (sticky actions, action set, life
+        signal), how observations are read and whether rewards are clipped.
+      scale: what the network multiplies observations by: pixels come into [-1, 1] so, and the
+        numbers of a vector stay what they are.
     """
 
     name: str
@@ -55,6 +56,7 @@ class EnvironmentSpec(NamedTuple):
     num_actions: int
     action_repeat_frames: int
     protocol: str
+    scale: float = 1.0
 
 
 class TimeSteps(NamedTuple):

@@ -100,9 +100,14 @@ class Watch:
 
     def hung(self, now: float) -> dict[WorkerName, float]:
         """Return the workers that are silent for too long, each with its seconds of silence."""
-        silent = {name: now - worker.alive_s for name, worker in self._workers.items()}
-        return {
-            name: silence_s
-            for name, silence_s in silent.items()
-            if silence_s > (self._silence_s if self._workers[name].has_answered else self._first_s)
-        }
+        silent = {name: self.silence_s(name, now) for name in self._workers}
+        return {name: silence for name, silence in silent.items() if silence > self.allowed_s(name)}
+
+    def silence_s(self, name: WorkerName, now: float) -> float:
+        """Return for how many seconds a worker is silent; 0 for one that is not known."""
+        worker = self._workers.get(name)
+        return 0.0 if worker is None else now - worker.alive_s
+
+    def allowed_s(self, name: WorkerName) -> float:
+        """Return the seconds of silence that are allowed to a worker as things are."""
+        return self._silence_s if self._workers[name].has_answered else self._first_s

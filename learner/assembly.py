@@ -17,7 +17,7 @@ from common.networks import (
     expect_flat_state,
     load_flat_state,
 )
-from common.schema import Count, Misfit, counted, fit, one_line, shown
+from common.schema import Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
@@ -342,12 +342,16 @@ class _Observation(TypedDict):
     stack: Annotated[int, counted(255)]
 
 
-class _Spec(TypedDict):
+class _OlderSpec(TypedDict):
     name: str
     observation: _Observation
     num_actions: Annotated[int, counted(10**6)]
     action_repeat_frames: Annotated[int, counted(10**6)]
     protocol: str
+
+
+class _Spec(_OlderSpec, total=False):
+    scale: Annotated[float, Bounds(1e-9, 1e9, "> 0", "<= 1e9")]
 
 
 def spec_to_dict(spec: EnvironmentSpec) -> dict[str, Any]:
@@ -361,8 +365,12 @@ def spec_to_dict(spec: EnvironmentSpec) -> dict[str, Any]:
 def spec_from_dict(plain: dict[str, Any]) -> EnvironmentSpec:
     """Return the spec that `spec_to_dict` wrote.
 
+    One without a scale is older than scales: then every byte was divided by 255, in vectors too.
+
     Raises:
       Misfit: it did not.
     """
     spec = fit(plain, _Spec, "spec")
-    return EnvironmentSpec(**{**spec, "observation": ObservationSpec(**spec["observation"])})
+    observation = ObservationSpec(**spec["observation"])
+    scale = {"scale": 1.0 / 255.0 if observation.dtype == "uint8" else 1.0}
+    return EnvironmentSpec(**{**scale, **spec, "observation": observation})

@@ -12,7 +12,7 @@ from common.config_file import differences, load_file
 from common.run_folder import RunFolder, RunFolderError
 from common.schema import one_line
 from common.types import EnvironmentSpec
-from learner.assembly import expect_resumable, make_learner
+from learner.assembly import expect_resumable, make_learner, spec_from_dict
 from learner.checkpoint import CheckpointError, CheckpointFolder, SoundCheckpoint
 
 
@@ -24,12 +24,14 @@ class Start(NamedTuple):
       counters: agent_steps, episodes, learner_step and samples so far.
       incarnations: of each process, by "role/index", the number that is next to give.
       notes: lines for the user.
+      scale: what its network multiplies observations by; None for a new run.
     """
 
     checkpoint: str
     counters: Mapping[str, int]
     incarnations: Mapping[str, int]
     notes: list[str]
+    scale: float | None
 
 
 AT_THE_BEGINNING = Start(
@@ -37,6 +39,7 @@ AT_THE_BEGINNING = Start(
     counters={"agent_steps": 0, "episodes": 0, "learner_step": 0, "samples": 0},
     incarnations={},
     notes=[],
+    scale=None,
 )
 
 
@@ -76,6 +79,7 @@ def find_start(folder: RunFolder, config: Config, spec: EnvironmentSpec | None) 
         counters=sound.payload["counters"],
         incarnations=folder.read_incarnations(),
         notes=notes,
+        scale=spec_from_dict(sound.payload["spec"]).scale,
     )
 
 

@@ -267,45 +267,6 @@ def test_same_seeds_give_the_same_segments() -> None:
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
 
 
-# --- numbers that are none ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("clip_rewards", [True, False])
-def test_reward_that_is_not_finite_is_refused_and_enters_nothing(
-    bad: float, clip_rewards: bool
-) -> None:
-    """Clipping would make an honest looking 1 of an infinity."""
-    games = [game(*[1.0] * 9), game(1.0, 2.0, 3.0, bad, 5.0)]
-    loop, record, _ = make_loop(
-        lambda e, _: games[e],
-        num_envs=2,
-        n_step=1,
-        segment_transitions=1,
-        clip_rewards=clip_rewards,
-    )
-    segments = [segment for _ in range(4) for segment in loop.collect(1)]
-    assert record.timesteps[-1].reward.tolist() == pytest.approx([1.0, bad], nan_ok=True)
-    assert len(segments) == 2 * 3  # what was seen before is out
-    for _ in range(2):  # and it stays so
-        with pytest.raises(
-            ValueError, match=rf"Expect finite rewards, actually: {bad} from environment 1"
-        ):
-            loop.collect(1)
-    assert not loop.drain_episodes()
-
-
-def test_observation_that_is_not_finite_is_refused() -> None:
-    spec = ObservationSpec((2, 3), "float32", 2)
-    loop, _, _ = make_loop(lambda *_: game(*[1.0] * 9), num_envs=2, observation=spec)
-    loop.collect(2)
-    loop._timesteps.observation[1, -1, 1, 2] = np.inf
-    with pytest.raises(
-        ValueError, match="Expect finite observations, actually: inf from environment 1"
-    ):
-        loop.collect(1)
-
-
 # --- actors.priority ------------------------------------------------------------------------------
 
 

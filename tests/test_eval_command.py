@@ -315,3 +315,50 @@ def test_plot_by_minutes_has_files_of_its_own(tmp_path: Path) -> None:
     assert driver.main(["plot", str(run), "--x", "minutes"]) == 0
     assert (run / "plots" / "return_by_minutes.png").exists()
     assert not (run / "plots" / "return.png").exists()
+
+
+# --- environments that fail --------------------------------------------------------------------
+
+
+def odd_run(path: Path, name: str) -> Path:
+    """Make the folder of a run of one of `odd_environments`, with a checkpoint."""
+    config = dataclasses.replace(CARTPOLE, env=EnvConfig(id=f"odd_environments:{name}-v0"))
+    run = make_run(path, config)
+    save_last(run, payload_of(config))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "line", "score"),
+    [
+        ("RaisesInStep", (), "in step 5, raised RuntimeError: two words in two lines", False),
+        ("NanReward", (), "in step 5, gave the reward nan: must be finite", False),
+        ("Plain", ("--video",), "in make, raised TypeError: ", False),
+        ("BlackScreen", ("--video",), "in render, raised RuntimeError: the lamp is broken", True),
+        (
+            "ListScreen",
+            ("--video",),
+            "in render, gave no picture: it must draw an rgb_array",
+            False,
+        ),
+    ],
+)
+def test_environment_that_fails_is_one_line_and_its_traceback_is_in_the_log(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    flags: tuple[str, ...],
+    line: str,
+    score: bool,
+) -> None:
+    run = odd_run(tmp_path / "run", name)
+    with pytest.raises(SystemExit) as end:
+        driver.main(["eval", str(run), "--episodes", "2", *flags])
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"launch.py: the environment odd_environments:{name}-v0, {line}")
+    assert said.err.count("\n") == 1
+    assert ("mean " in said.out) == score, "no game is played for a score without its video"
+    assert list((run / "videos").iterdir()) == []
+    if "raised" in line:
+        assert "Traceback" in (run / "log.txt").read_text()

@@ -106,20 +106,6 @@ def test_exactly_the_asked_number_of_games_is_played(episodes: int) -> None:
     assert len(played.returns) == episodes
 
 
-def test_return_that_would_be_no_number_is_refused() -> None:
-    games = FakeGames([[3], [5]])
-    answers = iter([0.0, 1.0, np.nan])
-    answer = games._answer
-
-    def poisoned() -> TimeSteps:
-        reward = np.array([0.0, next(answers)], np.float32)
-        return answer()._replace(reward=reward)
-
-    games._answer = poisoned  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match="Expect finite rewards, actually: nan from environment 1"):
-        make_loop(games).play(2, never)
-
-
 def test_no_step_is_played_beyond_the_last_game() -> None:
     games = FakeGames([[3], [5]])
     make_loop(games).play(2, never)

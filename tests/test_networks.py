@@ -19,11 +19,14 @@ from common.networks import (
 )
 from common.types import EnvironmentSpec, ObservationSpec
 
-ATARI = EnvironmentSpec("pong", ObservationSpec((84, 84), "uint8", 4), 6, 4, "")
+BYTE = 1.0 / 255.0
+ATARI = EnvironmentSpec("pong", ObservationSpec((84, 84), "uint8", 4), 6, 4, "", scale=BYTE)
 CARTPOLE = EnvironmentSpec("cartpole", ObservationSpec((4,), "float32", 1), 2, 1, "")
 CNN = AgentConfig(network="nature_cnn")
 MLP = AgentConfig(network="mlp", hidden=(8, 5))
-CART = EnvironmentSpec("cartpole_pixels", ObservationSpec((40, 90), "uint8", 2), 2, 1, "")
+CART = EnvironmentSpec(
+    "cartpole_pixels", ObservationSpec((40, 90), "uint8", 2), 2, 1, "", scale=BYTE
+)
 PIXEL_CNN = AgentConfig(network="pixel_cnn", dueling=False)
 
 
@@ -62,9 +65,24 @@ def test_nips_cnn_has_the_layers_of_its_paper() -> None:
 
 def test_pixels_are_scaled_to_one_inside_the_network() -> None:
     pixels = torch.randint(0, 256, (2, 4, 84, 84), dtype=torch.uint8, generator=seeded(1))
-    floats = ATARI._replace(observation=ObservationSpec((84, 84), "float32", 4))
+    floats = ATARI._replace(observation=ObservationSpec((84, 84), "float32", 4), scale=1.0)
     network, same = build_network(CNN, ATARI), build_network(CNN, floats)
     torch.testing.assert_close(network(pixels), same(pixels.float() / 255.0))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize("scale", [1.0, 1.0 / 255.0, 0.5])
+def test_scale_of_the_spec_alone_decides_and_what_is_scaled_is_not_changed(
+    dtype: str, scale: float
+) -> None:
+    """Whatever the type: vectors of bytes are read as they are, pictures of floats are scaled."""
+    spec = CARTPOLE._replace(observation=ObservationSpec((4,), dtype, 1), scale=scale)
+    network = build_network(MLP, spec)
+    observation = torch.tensor([[[3, 0, 1, 255]]], dtype=getattr(torch, dtype))
+    before = observation.clone()
+    assert network.as_float(observation).tolist() == (before.float() * scale).tolist()
+    network(observation)
+    assert torch.equal(observation, before)
 
 
 def test_float_observations_are_not_scaled_and_not_changed() -> None:

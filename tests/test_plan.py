@@ -59,7 +59,30 @@ def test_vectors_take_the_mlp_and_pictures_do_not() -> None:
     assert network_problems(config, spec_of(VECTOR)) == []
     for observation in (ATARI, CART):
         (problem,) = network_problems(config, spec_of(observation))
-        assert problem.endswith("mlp for vectors")
+        assert "; must be nature_cnn or nips_cnn or pixel_cnn. " in problem
+
+
+@pytest.mark.parametrize(
+    ("observation", "fitting"),
+    [
+        (ObservationSpec((50, 25), "float32", 1), "nips_cnn"),
+        (ObservationSpec((50, 50), "float32", 1), "nature_cnn or nips_cnn"),
+        (ObservationSpec((50, 19), "uint8", 1), "mlp"),
+        (ObservationSpec((96, 96, 3), "uint8", 1), "mlp"),
+        (VECTOR, "mlp"),
+    ],
+)
+@pytest.mark.parametrize("network", ["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"])
+def test_message_names_the_networks_that_do_fit(
+    network: Any, observation: ObservationSpec, fitting: str
+) -> None:
+    config, spec = Config(agent=AgentConfig(network=network)), spec_of(observation)
+    problems = network_problems(config, spec)
+    if network in fitting.split(" or "):
+        assert problems == []
+        build_network(config.agent, spec)
+    else:
+        assert f"; must be {fitting}. Pictures" in problems[0]
 
 
 def test_run_ends_after_its_frames_or_its_games_less_those_played_before(tmp_path: Path) -> None:

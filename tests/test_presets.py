@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from actors.environments import clips_rewards
 from common.config import Config
 from common.config_file import override, to_dict
 from common.presets import PRESETS, Preset
@@ -126,7 +127,7 @@ def epsilon_of(config: Config) -> tuple[float, float, float]:
 def test_pong_seeds_are_what_their_sources_say() -> None:
     pong, wrappers = (PRESETS[name].config for name in SEEDS[:2])
     assert (pong.env.id, pong.env.noop_max, pong.env.stack) == ("PongNoFrameskip-v4", 30, 4)
-    assert pong.env.life_loss_terminates and pong.env.clip_rewards
+    assert pong.env.life_loss_terminates and clips_rewards(pong.env)
     assert (pong.env.fire_reset, pong.env.life_loss_reward) == (False, 0.0)
     assert (pong.agent.network, pong.agent.gamma) == ("nature_cnn", 0.99)
     assert (pong.replay.capacity, pong.replay.min_size) == (100_000, 10_000)

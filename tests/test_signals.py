@@ -47,7 +47,7 @@ def test_signal_asks_a_run_to_save_and_end(tmp_path: Path, number: int) -> None:
     assert done.returncode == 130, done
     assert done.stderr == ""
     assert "saved learner step" in done.stdout
-    assert f"continue with: python launch.py --resume {run}" in done.stdout
+    assert f"launch.py --resume {run}" in done.stdout
     assert result_of(run)["end_reason"] == "interrupted"
 
 

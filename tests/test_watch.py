@@ -50,6 +50,7 @@ def test_worker_that_never_did_anything_is_given_the_longer_time() -> None:
     watch.started(ACTOR, 0.0)
     assert watch.hung(100.0) == {}
     assert watch.hung(101.0) == {ACTOR: 101.0}
+    assert (watch.silence_s(ACTOR, 101.0), watch.allowed_s(ACTOR)) == (101.0, 100.0)
 
 
 @pytest.mark.parametrize("word", ["heard", "answered"])
@@ -59,6 +60,7 @@ def test_worker_that_worked_once_is_given_the_shorter_time(word: str) -> None:
     getattr(watch, word)(ACTOR, 10.0)
     assert watch.hung(40.0) == {}
     assert watch.hung(40.5) == {ACTOR: 30.5}
+    assert (watch.silence_s(ACTOR, 40.5), watch.allowed_s(ACTOR)) == (30.5, 30.0)
 
 
 def test_answer_of_one_that_gets_ready_ends_neither_its_silence_nor_its_longer_time() -> None:

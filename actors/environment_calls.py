@@ -1,0 +1,79 @@
+"""Every call into an environment: whatever it raises is one kind of failure."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import traceback
+from types import TracebackType
+from typing import Any
+
+from common.environment_failed import EnvironmentFailed
+from common.heartbeat import Heartbeat
+
+# Of an environment's own words, in a line.
+_MOST_WORDS = 400
+
+
+class EnvironmentCalls:
+    """The way into the environments of one id.
+
+    All calls go through it: `with calls.into("reset"): ...`. Whatever an environment raises inside
+    such a block becomes EnvironmentFailed, also what is no Exception: it may call `sys.exit`, and
+    the run is not its own. One thread only, no block inside another.
+    """
+
+    def __init__(self, env_id: str, heartbeat: Heartbeat) -> None:
+        """Take whose calls they are, and who is told in which call the thread is."""
+        self._env_id = env_id
+        self._heartbeat = heartbeat
+        self._call = ""
+
+    def into(self, call: str) -> EnvironmentCalls:
+        """Return the context of a call, e.g. "reset" or "step 17"."""
+        self._call = call
+        return self
+
+    def __enter__(self) -> None:
+        """Say where the thread is."""
+        self._heartbeat.enter(f"in the environment's {self._call}")
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Turn what was raised into EnvironmentFailed."""
+        self._heartbeat.leave()
+        if error is None or isinstance(error, EnvironmentFailed):
+            return
+        if isinstance(error, KeyboardInterrupt) and _is_of_a_signal(error):
+            return
+        words = one_line("".join(traceback.format_exception_only(error)))
+        details = "".join(traceback.format_exception(error))
+        raise self.failed(f"raised {words}", details) from error
+
+    def failed(self, what: str, details: str = "") -> EnvironmentFailed:
+        """Return the failure: that the environment did `what` in the call it is in."""
+        line = f"the environment {self._env_id}, in {self._call}, {what}"
+        return EnvironmentFailed(line, details)
+
+
+def one_line(words: Any) -> str:
+    """Return somebody else's words in one line that is no longer than a message may be."""
+    line = " ".join(str(words).split())
+    return line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
+
+
+def _is_of_a_signal(error: KeyboardInterrupt) -> bool:
+    """Return whether a signal's handler raised it, as far as can be told, and not an environment.
+
+    Python's own handler leaves no trace; then a signal has the benefit of the doubt.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return False  # signals reach only that one
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    codes = [getattr(handler, "__code__", None) for handler in handlers]
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return signal.default_int_handler in handlers or any(f.f_code in codes for f in frames)
