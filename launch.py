@@ -123,6 +123,8 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.join_cluster(command.address)
         except ConnectionError as error:
             refuse([str(error)])
+    elif not command.serial and (found := ray_session.problems()):
+        refuse(found)
     console = Console(stream=sys.stdout, log_file=plan.folder.log, clock=time.monotonic)
     reason, code, is_over = "failed", 1, False
     try:
@@ -138,7 +140,7 @@ def train(arguments: Sequence[str]) -> int:
         introduce(plan, command, console)
         if not command.serial and command.address is None:
             # Nothing to save yet, so here the first Ctrl-C ends it.
-            ray_session.start_local(dashboard=command.dashboard)
+            ray_session.start_local(note=console.note, dashboard=command.dashboard)
         with interrupts:
             if command.serial:
                 reason = SerialRun(
@@ -192,7 +194,7 @@ def train(arguments: Sequence[str]) -> int:
         console.note(f"{reason}: {result}")
         if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
             console.note(f"continue with: python launch.py --resume {plan.folder.path}")
-        ray.shutdown()
+        ray_session.shut_down()
         plan.folder.unlock()
     return code
 

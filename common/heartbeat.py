@@ -6,16 +6,18 @@ import os
 import time
 from typing import NamedTuple
 
+from common.process import Process
+
 
 class Alive(NamedTuple):
     """A worker's answer to whether it is alive.
 
     Fields:
-      pid: of its process.
+      process: it; None where its system does not tell.
       idle_s: seconds since its loop last turned; None: it is still getting ready.
     """
 
-    pid: int
+    process: Process | None
     idle_s: float | None
 
 
@@ -32,4 +34,5 @@ class Heartbeat:
     def alive(self) -> Alive:
         """Return who this is, and how long ago the loop turned."""
         beat_s = self._beat_s
-        return Alive(os.getpid(), None if beat_s is None else time.monotonic() - beat_s)
+        idle_s = None if beat_s is None else time.monotonic() - beat_s
+        return Alive(Process.of(os.getpid()), idle_s)

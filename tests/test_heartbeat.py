@@ -8,10 +8,11 @@ import pytest
 from fakes import FakeClock
 
 from common.heartbeat import Heartbeat
+from common.process import Process
 
 
 def test_loop_that_never_turned_is_getting_ready() -> None:
-    assert Heartbeat().alive() == (os.getpid(), None)
+    assert Heartbeat().alive() == (Process.of(os.getpid()), None)
 
 
 def test_idle_time_counts_from_the_newest_beat(monkeypatch: pytest.MonkeyPatch) -> None:
