@@ -4,55 +4,55 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
-import logging
 import os
-import random
 import re
 import resource
 import secrets
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import node, parameter, ray_constants, services
-from ray._raylet import AuthenticationTokenLoader
+from ray._private import ray_constants, services
 
 from common.private_folder import NoPlace, PrivateFolder
 from common.process import Process, adopt_orphans, descendants
+from common.ray_logs import errors
+from common.ray_start import known_ports, patience, quiet
 
 # Ray's object store carries compressed segments and batches, and weights; they pass through within
 # seconds.
 _OBJECT_STORE_BYTES = 1 << 30
 # Without these processes no run goes on.
 _DAEMONS = ("raylet", "gcs_server")
-# How long they may take to come up, while they live: at a load of 20 on two cores it was a minute.
-_PATIENCE_S = 180.0
-_STEP_MS = 2000
 _KILL_S = 10.0
-# What ray.init has no name for. The ports lie below those that Linux gives to whoever asks for any.
-_AGENTS_PORTS = ("metrics_agent_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
-_PORTS = (10_000, 32_768)
+_KNOCK_S = 10.0
+_LONGEST_CAUSE = 400  # characters
+# Looks for a token and asks a cluster for its number, as every process of Ray does first.
+_KNOCK = """
+import sys
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient
+print(flush=True)
+ensure_token_if_auth_enabled(create_token_if_missing=False)
+GcsClient(address=sys.argv[1])
+"""
 # Each process of a run takes some of raylet's.
 _LEAST_OPEN_FILES = 1024
 # Linux takes so long a path for a socket; this is the longest that Ray makes in its folder.
 _SOCKET_BYTES = 107
+_RAY = "ray"
 _SOCKET = "/ray/session_2026-11-27_04-17-45_425000_4194304/sockets/dash_TaskEventsHead"
 # Variables that say which Ray, where and with whom: of another Ray than the run's own.
 _OF_ANOTHER_RAY = re.compile(
     "RAY_(ADDRESS|AUTH_TOKEN|CLIENT|CLOUD|GCS_SERVER|JOB|NAMESPACE|NODE|OVERRIDE|REDIS|TLS|USE_TLS"
     "|RUNTIME_ENV_HOOK|TMPDIR|gcs_storage).*"
-)
-# An error in the logs of Ray or of its gRPC: what follows the place in the source. Those of
-# logging.cc are stack traces.
-_ERROR = re.compile(
-    r"^(?:\[[^]]* [EC] \d+ \d+\] .*?|E\d{4} .*?)(?!logging)\b\w+\.cc:\d+[]:]\s*(\S.*?)\s*$", re.M
 )
 
 # Whether what this process forks is a part of Ray.
@@ -161,7 +161,7 @@ def dead_daemon(silence_s: float) -> str:
     for process, name in _daemons.items():
         state = process.state
         if state in ("", "Z"):
-            return f"its {name} is gone{_last_error(name)}"
+            return f"its {name} is gone{_complaint(name, -1)}"
         if state != "T":
             _stopped_s.pop(process, None)
         elif time.monotonic() - _stopped_s.setdefault(process, time.monotonic()) > silence_s:
@@ -175,7 +175,10 @@ def _forget_other_rays() -> None:
     for name in [name for name in os.environ if _OF_ANOTHER_RAY.fullmatch(name)]:
         del os.environ[name]
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    AuthenticationTokenLoader.instance().reset_cache()  # it reads a token once per process
+    # What this process has read of them when it imported Ray, it reads again.
+    raylet: Any = ray._raylet
+    raylet.Config.initialize("")
+    raylet.AuthenticationTokenLoader.instance().reset_cache()
     # Let none of its processes listen where another host could knock: Ray binds all of its ports to
     # every interface on Linux, and to loopback alone where it believes that it cannot have a
     # cluster; this run has none. Ray looks at the variable when it is imported, which for its own
@@ -196,13 +199,11 @@ def _start(note: Callable[[str], None], *, dashboard: bool, object_store_bytes: 
     _others = descendants(os.getpid())
     _is_starting = True
     try:
-        ports = _free_ports(len(_AGENTS_PORTS) + 1)
-        with _patience(), _agents_at(ports), _quiet():
+        with patience(_expect_living_daemons), known_ports(), quiet():
             _init(
-                _metrics_export_port=ports[-1],
                 address="local",
                 # Ray makes its folder writable by all, so it must not be the private one itself.
-                _temp_dir=str(_folder.path / "ray"),
+                _temp_dir=str(_folder.path / _RAY),
                 _plasma_directory=str(_shared_memory(object_store_bytes, note)),
                 object_store_memory=object_store_bytes,
                 include_dashboard=dashboard,
@@ -228,79 +229,10 @@ def _shared_memory(needed_bytes: int, note: Callable[[str], None]) -> Path:
     return _folder.path
 
 
-@contextlib.contextmanager
-def _agents_at(ports: list[int]) -> Iterator[None]:
-    """Choose the ports of raylet's agents for them: where it must ask, it ends after 30 s."""
-    parameters = parameter.RayParams
-    parameter.RayParams = functools.partial(parameters, **dict(zip(_AGENTS_PORTS, ports)))
-    try:
-        yield
-    finally:
-        parameter.RayParams = parameters
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nobody listens at, and nobody gets who asks for any."""
-    found: list[int] = []
-    while len(found) < count:
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            port = random.randrange(*_PORTS)
-            probe.bind(("127.0.0.1", port))
-            found.append(port)
-    return found
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Ray from telling at length what its exception, and so the run, tells in a line."""
-    logger = logging.getLogger("ray")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def _patience() -> Iterator[None]:
-    """Wait for Ray's processes for as long as they live and a busy machine may need.
-
-    Ray itself waits 30 s for each, whether it lives or not, and has no option for it.
-    """
-    raylet_is_up, port_is_known = services.get_node, node.wait_for_persisted_port
-
-    def ask_for_port(*arguments: Any, **options: Any) -> Any:
-        return port_is_known(*arguments, **{**options, "timeout_ms": _STEP_MS})
-
-    services.get_node = _patient(raylet_is_up)
-    node.wait_for_persisted_port = _patient(ask_for_port)
-    try:
-        yield
-    finally:
-        services.get_node, node.wait_for_persisted_port = raylet_is_up, port_is_known
-
-
-def _patient(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what asks again as long as the answer may still come."""
-
-    def answer(*arguments: Any, **options: Any) -> Any:
-        deadline_s = time.monotonic() + _PATIENCE_S
-        while True:
-            try:
-                return ask(*arguments, **options)
-            except RuntimeError:
-                _expect_living_daemons()
-                if time.monotonic() > deadline_s:
-                    raise
-
-    return answer
-
-
 def _expect_living_daemons() -> None:
     for process, name in _find_daemons().items():
         if not process.is_alive:
-            raise _Ended(f"its {name} ended{_first_error(name)}")
+            raise _Ended(f"its {name} ended{_complaint(name, 0)}")
 
 
 def _find_daemons() -> dict[Process, str]:
@@ -317,28 +249,16 @@ def _ours() -> set[Process]:
     return descendants(os.getpid()) - _others
 
 
-def _first_error(name: str) -> str:
-    """Return, after a colon, what a process of Ray's complained of first; "" if of nothing."""
-    return f": {errors[0]}" if (errors := _errors(name)) else ""
-
-
-def _last_error(name: str) -> str:
-    """Return, after a colon, what a process of Ray's complained of last; "" if of nothing."""
-    return f": {errors[-1]}" if (errors := _errors(name)) else ""
-
-
-def _errors(name: str) -> list[str]:
-    """Return the errors that a process of Ray's has written down."""
-    if _folder is None:
-        return []
-    logs = _folder.path.glob(f"ray/session_latest/logs/{name}.err")
-    found = [error for log in logs for error in _ERROR.findall(log.read_text(errors="replace"))]
-    return [error.rpartition("Check failed: ")[2] for error in found]
+def _complaint(name: str, which: int) -> str:
+    """Return, after a colon, one of the errors that a process wrote down; "" if it wrote none."""
+    found = errors(_folder.path / _RAY, name) if _folder is not None else []
+    return f": {found[which]}" if found else ""
 
 
 def _cause(error: BaseException) -> str:
-    """Return the first line of what an exception says."""
-    return (str(error).strip() or repr(error)).splitlines()[0].strip()
+    """Return what an exception says, in one line."""
+    said = " ".join(str(error).split()) or repr(error)
+    return said if len(said) <= _LONGEST_CAUSE else f"{said[:_LONGEST_CAUSE]} ..."
 
 
 def _circumstances() -> str:
@@ -360,13 +280,18 @@ def join_cluster(address: str) -> None:
     """Join the Ray cluster at `address` ("auto": the one this host belongs to).
 
     Raises:
-      ConnectionError: nobody answers there; the text is one line.
+      ConnectionError: nobody answers there, or does not let us in; the text is one line.
     """
     try:
-        if address != "auto":
-            _expect_listener(address)
-        _init(address=address)
+        where = (
+            services.canonicalize_bootstrap_address_or_die("auto") if address == "auto" else address
+        )
+        _expect_listener(where)
+        _expect_ray(where)
+        with quiet():
+            _init(address=address)
     except Exception as error:  # as in start_local
+        shut_down()
         raise ConnectionError(
             f"--address {address}: no Ray cluster answers there: {_cause(error)}"
         ) from error
@@ -384,8 +309,37 @@ def _init(**settings: Any) -> None:
 
 
 def _expect_listener(address: str) -> None:
-    """Fail at once where Ray itself would retry for minutes."""
+    """Fail at once where nobody listens."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
         raise ValueError("must be auto or HOST:PORT")
-    socket.create_connection((host, int(port)), timeout=5.0).close()
+    socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
+
+
+def _expect_ray(address: str) -> None:
+    """Fail soon where Ray itself would go on for minutes, in calls that nothing ends."""
+    with subprocess.Popen(
+        [sys.executable, "-c", _KNOCK, address],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # Ctrl-C is the driver's
+    ) as knock:
+        try:
+            assert knock.stdout is not None
+            knock.stdout.readline()  # importing Ray takes its time on a busy machine
+            _, said = knock.communicate(timeout=_KNOCK_S)
+        except subprocess.TimeoutExpired:
+            raise ConnectionError(
+                f"who listens there does not speak as Ray does, in {_KNOCK_S:.0f} s"
+            ) from None
+        finally:
+            knock.kill()
+    if "Unauthenticated" in said:
+        raise ConnectionError(
+            "it asks for another token than RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
+            f"~/.ray/auth_token has here (RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')})"
+        )
+    if knock.returncode:
+        last_line = (said.strip() or f"exit code {knock.returncode}").splitlines()[-1]
+        raise ConnectionError(last_line.removeprefix("ray.exceptions."))

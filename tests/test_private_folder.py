@@ -108,9 +108,7 @@ def test_a_wish_that_cannot_be_met_is_passed_over(
     folder.remove()
 
 
-def test_a_full_disk_is_passed_over(
-    small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_is_passed_over(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(small_disk.path))
     folder = PrivateFolder(longest_bytes=4096)
     assert folder.path.parent == Path("/tmp")
