@@ -120,7 +120,10 @@ def start_local(
     atexit.register(shut_down)
     for is_last in (False, True):
         try:
-            _start(note, dashboard=dashboard, object_store_bytes=object_store_bytes)
+            # Ports that are known beforehand help a busy machine, but somebody else could take them
+            # before the agents do, and be sent the token: so only where it did not work without.
+            with known_ports() if is_last else contextlib.nullcontext():
+                _start(note, dashboard=dashboard, object_store_bytes=object_store_bytes)
             return
         except NoPlace as error:
             raise ConnectionError(f"Ray did not start: {error}") from error
@@ -199,7 +202,7 @@ def _start(note: Callable[[str], None], *, dashboard: bool, object_store_bytes: 
     _others = descendants(os.getpid())
     _is_starting = True
     try:
-        with patience(_expect_living_daemons), known_ports(), quiet():
+        with patience(_expect_living_daemons), quiet():
             _init(
                 address="local",
                 # Ray makes its folder writable by all, so it must not be the private one itself.

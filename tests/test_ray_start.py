@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -258,3 +259,31 @@ def test_the_death_of_one_of_ray_s_agents_is_told_by_its_name(
     reason = result_of(run)["end_reason"]
     assert reason.startswith("Ray died: its raylet is gone: "), reason
     assert name in reason
+
+
+def test_an_address_where_somebody_else_listens_is_refused_in_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        done = launch(*SHORT, "--address", address)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert f"--address {address}: no Ray cluster answers there: " in done.stderr
+    assert "does not speak as Ray does" in done.stderr
+    expect_one_line(done.stderr)
+
+
+def test_a_ray_with_another_token_is_refused_in_one_line(tmp_path: Path) -> None:
+    with started(*ENDLESS, "--run-dir", str(tmp_path / "run")) as launched:
+        launched.wait_for("every actor has pushed")
+        (gcs,) = [p for p in launched.processes() if p.name() == "gcs_server"]
+        ports = {
+            connection.laddr.port
+            for connection in gcs.net_connections(kind="inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        address = f"127.0.0.1:{ports.pop()}"
+        done = launch(*SHORT, "--address", address, environment={"RAY_AUTH_TOKEN": "0" * 64})
+        assert done.returncode == 2, done.stdout + done.stderr
+        assert "it asks for another token" in done.stderr
+        expect_one_line(done.stderr)
+        launched.interrupt()
+        assert launched.wait(STOP_S).returncode == 130, launched.said
