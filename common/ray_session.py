@@ -118,12 +118,14 @@ def start_local(
         raise ConnectionError("; ".join(found))
     _forget_other_rays()
     atexit.register(shut_down)
+    is_up = False
     for is_last in (False, True):
         try:
             # Ports that are known beforehand help a busy machine, but somebody else could take them
             # before the agents do, and be sent the token: so only where it did not work without.
             with known_ports() if is_last else contextlib.nullcontext():
                 _start(note, dashboard=dashboard, object_store_bytes=object_store_bytes)
+            is_up = True
             return
         except NoPlace as error:
             raise ConnectionError(f"Ray did not start: {error}") from error
@@ -133,7 +135,7 @@ def start_local(
                 raise ConnectionError(f"Ray did not start, twice: {cause}") from error
             note(f"Ray did not start, trying once more: {cause}")
         finally:
-            if not ray.is_initialized():
+            if not is_up:
                 shut_down()
 
 

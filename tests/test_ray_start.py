@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import ROOT, STOP_S, Launched, launch, result_of, started, title_of
+from launching import PATIENCE_S, ROOT, STOP_S, Launched, launch, result_of, started, title_of
 
 pytestmark = pytest.mark.ray
 
@@ -105,6 +105,8 @@ def test_a_killed_run_s_folder_goes_with_the_next_start(base: Path, tmp_path: Pa
     ) as launched:
         launched.wait_for("every actor has pushed")
         launched.kill()
+        # Ray's agents look for the dead gcs_server for a minute before they end.
+        assert launched.wait_until_gone(PATIENCE_S) == []
     (killed,) = left_in(base)
     with started(
         *ENDLESS, "--run-dir", str(tmp_path / "next"), environment=environment
