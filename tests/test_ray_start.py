@@ -140,15 +140,18 @@ def test_what_the_shell_says_of_other_rays_does_not_matter(tmp_path: Path) -> No
 
 def test_under_uv_run_the_processes_share_the_driver_s_environment(tmp_path: Path) -> None:
     # Ray looks for a parent that is called so, and builds its environment anew.
-    run = tmp_path / "run"
+    run = tmp_path / "folder"
     command = [sys.executable, str(ROOT / "launch.py"), *SHORT, "--run-dir", str(run)]
-    uv = f"import subprocess, sys; sys.exit(subprocess.run({command!r}).returncode)"
+    (tmp_path / "run").write_text(
+        f"import subprocess, sys; sys.exit(subprocess.run({command!r}).returncode)"
+    )
     done = subprocess.run(
-        ["uv", "-c", uv, "run", "python", "launch.py"],
+        ["uv", "run", "launch.py"],
         executable=sys.executable,
         capture_output=True,
         text=True,
         timeout=240,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
