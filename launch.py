@@ -147,6 +147,8 @@ def train(arguments: Sequence[str]) -> int:
             ray_session.join_cluster(command.address)
         except ConnectionError as error:
             refuse([str(error)])
+    elif not command.serial and (found := ray_session.problems()):
+        refuse(found)
     starts_ray = not command.serial and command.address is None
     try:
         plan.folder.open(first_result(plan))
@@ -168,7 +170,7 @@ def train(arguments: Sequence[str]) -> int:
         try:
             if starts_ray:
                 # Nothing to save yet, so here the first Ctrl-C ends it.
-                ray_session.start_local(dashboard=command.dashboard)
+                ray_session.start_local(note=console.note, dashboard=command.dashboard)
                 # Only now is there a run: one whose Ray did not start leaves the folder free.
                 plan.folder.begin(plan.config, plan.spec.name, typed_command())
             reporter = make_reporter(plan, console)
@@ -194,8 +196,10 @@ def train(arguments: Sequence[str]) -> int:
         # Whatever becomes of the last words, nothing may stay behind.
         with contextlib.ExitStack() as at_last:
             at_last.callback(plan.folder.unlock)
-            at_last.callback(ray.shutdown)
+            at_last.callback(ray_session.shut_down)
             conclude(plan, reporter, console, reason, time.monotonic() - started_s)
+            if code == 2 and not plan.resume_from:
+                plan.folder.retract()  # for who mends the environment and tries again
             if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
                 console.note(f"continue with: {resume_command(plan, command)}")
     return code

@@ -41,7 +41,7 @@ def run(seconds: float) -> list[Row]:
     segments = recording(["pong"])["pong"]
     rows = [_one(segments, batch, "float32", seconds) for batch in (32, 128, 512)]
     rows.append(_one(segments, 512, "bfloat16", seconds))
-    ray.shutdown()
+    ray_session.shut_down()
     return rows
 
 

@@ -44,7 +44,7 @@ def run(seconds: float) -> list[Row]:
     rows = []
     for game, segments in recording(["pong", "ms_pacman"]).items():
         rows += _one_game(game, segments, seconds)
-    ray.shutdown()
+    ray_session.shut_down()
     return rows
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NoReturn
@@ -13,6 +10,7 @@ import ray
 
 from common.console import Console
 from common.environment_failed import EnvironmentFailed
+from common.process import Process
 from common.run_ended import RunEnded
 from common.supervisor import GiveUp, Supervisor, WorkerName
 from common.watch import Watch
@@ -92,7 +90,7 @@ class Crew:
           hang_s: silence after which a process counts as hung.
           console: gets events.
           is_local: every process runs on this host, so that one which Ray cannot reach can be
-            killed by its pid.
+            killed without it.
         """
         self._create = create
         self._supervisor = Supervisor(
@@ -111,7 +109,7 @@ class Crew:
         self._dead: set[WorkerName] = set()
         self._runs: dict[Any, WorkerName] = {}  # ObjectRef of `run` -> whose
         self._questions: dict[Any, WorkerName] = {}  # ObjectRef of `alive` -> whose
-        self._pids: dict[WorkerName, int] = {}
+        self._processes: dict[WorkerName, Process] = {}
         self._places: dict[WorkerName, tuple[str, float]] = {}  # where the silent said, and when
         self._slow: set[WorkerName] = set()  # of whom it was said that they take long
         self._has_played = False  # whether an actor pushed
@@ -268,11 +266,9 @@ class Crew:
             for ref in [ref for ref, whose in refs.items() if whose == name]:
                 del refs[ref]
         ray.kill(self._handles[name], no_restart=True)
-        pid = self._pids.pop(name, None)
-        if pid is not None and self._is_local:
-            # Ray asks a process to end, which a stopped one does not hear.
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        process = self._processes.pop(name, None)
+        if process is not None and self._is_local:
+            process.kill()  # Ray asks it to end, which a stopped one does not hear
 
     def _listen(self) -> None:
         """Take in the answers of those who were asked, and ask who is due."""
@@ -284,7 +280,8 @@ class Crew:
             except ray.exceptions.RayError as error:
                 self.bury(name, self._handles[name], error)
                 continue
-            self._pids[name] = alive.pid
+            if alive.process is not None:
+                self._processes[name] = alive.process
             alive_s = None if alive.idle_s is None else time.monotonic() - alive.idle_s
             self._watch.answered(name, alive_s)
             self._places[name] = (alive.place, time.monotonic())

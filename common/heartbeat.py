@@ -6,17 +6,19 @@ import os
 import time
 from typing import NamedTuple
 
+from common.process import Process
+
 
 class Alive(NamedTuple):
     """A worker's answer to whether it is alive.
 
     Fields:
-      pid: of its process.
+      process: it; None where its system does not tell.
       idle_s: seconds since its loop last turned; None: it is still getting ready.
       place: where it is, as a message ends: "in the environment's reset"; "" for nowhere special.
     """
 
-    pid: int
+    process: Process | None
     idle_s: float | None
     place: str
 
@@ -49,4 +51,4 @@ class Heartbeat:
         """Return who this is, how long ago the loop turned, and where it is."""
         beat_s = self._beat_s
         idle_s = None if beat_s is None else time.monotonic() - beat_s
-        return Alive(os.getpid(), idle_s, self._place)
+        return Alive(Process.of(os.getpid()), idle_s, self._place)

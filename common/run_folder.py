@@ -29,6 +29,7 @@ _LOCK = ".lock"
 # What a start that failed before it was a run leaves.
 _BEFORE_A_RUN = frozenset({_LOCK, "log.txt", "result.json"})
 _FOLDERS = ("checkpoints", "videos", "plots")
+_MAKE_A_RUN = ("run.json", "config.yaml", "incarnations.json", *_FOLDERS)
 # `run.json` gets 2 kB with each start.
 _MOST_JSON_BYTES = 1 << 24
 _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
@@ -241,14 +242,15 @@ class RunFolder:
             self.write_json("run.json", about)
         except OSError:
             if not before:
-                self._empty()
+                self.retract()
             raise
 
-    def _empty(self) -> None:
-        """Take back what `begin` made."""
-        for name in ("config.yaml", *_FOLDERS):
-            with suppress(OSError):
-                (self.path / name).rmdir() if name in _FOLDERS else remove(self.path / name)
+    def retract(self) -> None:
+        """Make a folder in which nothing was saved yet no run again; its log and result stay."""
+        events = self.path.glob("events.out.tfevents.*")
+        for path in (*map(self.path.joinpath, _MAKE_A_RUN), *events):
+            with suppress(OSError):  # what stays is refused by name, once somebody starts here
+                path.rmdir() if path.is_dir() else remove(path)
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Write a JSON file whole or not at all.
