@@ -38,9 +38,8 @@ import ray
 import torch
 
 from actors.assembly import epsilons, make_actor_loop
-from actors.environments import resolve
+from actors.environments import reading, resolve
 from actors.evaluator import expect_pictures, play, record_game
-from actors.timesteps import with_scale
 from actors.worker import Actor, Evaluator
 from common import ray_session
 from common.command_line import (
@@ -174,9 +173,9 @@ def train(arguments: Sequence[str]) -> int:
                 # Only now is there a run: one whose Ray did not start leaves the folder free.
                 plan.folder.begin(plan.config, plan.spec.name, typed_command())
             reporter = make_reporter(plan, console)
+        except ConnectionError:
+            raise
         except OSError as error:
-            if isinstance(error, ConnectionError):
-                raise
             refuse([cannot_be_written(plan, error)])
         with interrupts:
             reason = run(plan, command, reporter, console, interrupts)
@@ -185,8 +184,7 @@ def train(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except EnvironmentFailed as failure:
-        learner_steps = 0 if reporter is None else reporter.progress.learner_steps
-        has_learned = learner_steps > plan.learner_steps_before
+        has_learned = reporter and reporter.progress.learner_steps > plan.learner_steps_before
         reason, code = str(failure), 1 if has_learned else 2
         print(f"launch.py: {words_of(failure, plan.folder)}", file=sys.stderr)
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
@@ -337,6 +335,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
         if failure is not None:
+            with suppress(OSError):  # what cannot be made cannot be written: the log says so
+                folder.path.mkdir(parents=True, exist_ok=True)
             problems.append(f"--env.id {config.env.id}: {words_of(failure, folder)}")
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
         # What reading the settings found already is not told twice.
@@ -344,7 +344,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         problems += [line for line in found if not any(line in known for known in problems)]
     counters, past = start.counters, NO_PAST
     if spec is not None and start.scale is not None:
-        spec = with_scale(spec, start.scale)
+        spec = spec._replace(scale=start.scale)
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
@@ -386,8 +386,6 @@ def words_of(failure: EnvironmentFailed, folder: RunFolder) -> str:
     """
     if not failure.details:
         return str(failure)
-    with suppress(OSError):  # what cannot be made cannot be written: the log says so
-        folder.path.mkdir(parents=True, exist_ok=True)
     trouble = LogFile(folder.log).append(failure.details)
     return f"{failure}; {trouble or f'its traceback is in {folder.log}'}"
 
@@ -427,7 +425,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     config = plan.config
     cores = available_cores()
     console.note(f"settings:\n{settings_table(config)}")
-    console.note(plan.spec.protocol)
+    console.note(f"{plan.spec.protocol} {reading(config.env, plan.spec)}")
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {for_shell(plan.folder.path)}"
     )
@@ -597,7 +595,8 @@ def _evaluate(
         evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    print(f"{path}: learner step {weights.version.learner_step:,}; {spec.protocol}")
+    means = f"{spec.protocol} {reading(config.env, spec)}"
+    print(f"{path}: learner step {weights.version.learner_step:,}; {means}")
     if command.video:
         expect_pictures(config.env, command.seed)  # before games that may take an hour
     result = play(config, spec, weights, command.seed, lambda: False)

@@ -67,7 +67,14 @@ def resolve(env: EnvConfig) -> EnvironmentSpec:
 
 def clips_rewards(env: EnvConfig) -> bool:
     """Return whether rewards are clipped before they are learned from."""
-    return env.clips_rewards(is_atari=atari_game(env) is not None)
+    return atari_game(env) is not None if env.clip_rewards is None else env.clip_rewards
+
+
+def reading(env: EnvConfig, spec: EnvironmentSpec) -> str:
+    """Return the sentence on how a run reads observations and rewards."""
+    seen = "read as they are" if spec.scale == 1.0 else f"divided by {1.0 / spec.scale:g}"
+    learned = "clipped to [-1, 1]" if clips_rewards(env) else "learned as they are, not clipped"
+    return f"Observations are {seen}; rewards are {learned}."
 
 
 def expect_spec(environments: Environments, spec: EnvironmentSpec) -> None:

@@ -62,10 +62,6 @@ class EnvConfig:
     max_game_frames: Annotated[int, counted(2**31 - 1)] = 108_000
     """Emulator frames after which a game is truncated, 30 minutes (Hessel et al. 2018)."""
 
-    def clips_rewards(self, *, is_atari: bool) -> bool:
-        """Return whether rewards are clipped, where the id names a game of Atari or does not."""
-        return is_atari if self.clip_rewards is None else self.clip_rewards
-
 
 @dataclass(frozen=True)
 class AgentConfig:
