@@ -77,16 +77,6 @@ def reading(env: EnvConfig, spec: EnvironmentSpec) -> str:
     return f"Observations are {seen}; rewards are {learned}."
 
 
-def expect_spec(environments: Environments, spec: EnvironmentSpec) -> None:
-    """Raise EnvironmentFailed unless the environments are what the run takes them for."""
-    here = environments.spec
-    ours, theirs = (here.observation, here.num_actions), (spec.observation, spec.num_actions)
-    if ours != theirs:
-        raise EnvironmentFailed(
-            f"the environment {spec.name} is another here than in the driver: {ours}, not {theirs}"
-        )
-
-
 def make_environments(
     env: EnvConfig,
     num_envs: int,
@@ -128,3 +118,37 @@ def make_environments(
     return AtariEnvironments(
         env=env, num_envs=num_envs, seed=seed, training=training, heartbeat=heartbeat
     )
+
+
+def make_run_environments(
+    env: EnvConfig,
+    spec: EnvironmentSpec,
+    num_envs: int,
+    seed: int,
+    training: bool,
+    heartbeat: Heartbeat | None,
+) -> Environments:
+    """Return environments of a run; where they are played a package may be missing, or another.
+
+    Args:
+      env: what to play.
+      spec: what the run takes them for.
+      num_envs: as the others, see `make_environments`.
+      seed: of the first.
+      training: False plays raw games.
+      heartbeat: is told in which call into an environment this thread is.
+
+    Raises:
+      EnvironmentFailed: as `make_environments`; or they cannot be made here, or are others.
+    """
+    try:
+        environments = make_environments(env, num_envs, seed, training, heartbeat=heartbeat)
+    except ValueError as error:
+        raise EnvironmentFailed(f"the environment {env.id} cannot be made here: {error}") from error
+    here = environments.spec
+    ours, theirs = (here.observation, here.num_actions), (spec.observation, spec.num_actions)
+    if ours != theirs:
+        raise EnvironmentFailed(
+            f"the environment {env.id} is another here than in the driver: {ours}, not {theirs}"
+        )
+    return environments

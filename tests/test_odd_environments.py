@@ -15,8 +15,8 @@ from odd_environments import BAD_RESETS, BAD_STEP, BAD_STEPS
 
 from actors.environments import (
     clips_rewards,
-    expect_spec,
     make_environments,
+    make_run_environments,
     reading,
     resolve,
 )
@@ -402,8 +402,12 @@ def test_a_reset_that_takes_too_long_later_restarts_the_actor_and_names_the_sett
     assert re.search(rf"actor 0 died, starting it again at once: it hung: {where}", done.stdout)
 
 
-def test_an_environment_that_is_another_in_the_actor_fails() -> None:
-    plain = make_environments(env_of("Plain"), 1, 0, True)
-    expect_spec(plain, resolve(env_of("Plain")))
-    with pytest.raises(EnvironmentFailed, match="is another here than in the driver: .*(3,)"):
-        expect_spec(plain, resolve(env_of("Bits")))
+def test_an_environment_that_is_another_where_it_is_played_or_lacks_a_package_fails() -> None:
+    plain = resolve(env_of("Plain"))
+    for name, line in (
+        ("Bits", r"Bits-v0 is another here than in the driver: .*\(4,\).*, not .*\(3,\)"),
+        ("NeedsAPackage", "NeedsAPackage-v0 cannot be made here: .* no box2d, run `pip install"),
+    ):
+        with pytest.raises(EnvironmentFailed, match=line):
+            make_run_environments(env_of(name), plain, 1, 0, training=True, heartbeat=None)
+    make_run_environments(env_of("Plain"), plain, 1, 0, training=True, heartbeat=None).close()
