@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from launching import ROOT, launch, result_of
 from odd_environments import BAD_RESETS, BAD_STEP, BAD_STEPS
 
+from actors.environment_calls import EnvironmentCalls
 from actors.environments import (
     clips_rewards,
     make_environments,
@@ -23,6 +26,8 @@ from actors.environments import (
 from actors.evaluator import expect_pictures
 from common.config import AgentConfig, EnvConfig
 from common.environment_failed import EnvironmentFailed
+from common.heartbeat import Heartbeat
+from common.interrupts import Interrupted, Interrupts
 from common.networks import build_network
 from learner.assembly import spec_from_dict, spec_to_dict
 from learner.checkpoint import CheckpointFolder, load, save
@@ -171,6 +176,15 @@ def test_whatever_a_step_does_wrong_is_one_failure_in_one_line(name: str) -> Non
     assert ("Traceback" in failed.value.details) == has_raised
     again = pickle.loads(pickle.dumps(failed.value))
     assert (str(again), again.details) == (line, failed.value.details)
+
+
+def test_a_signal_in_the_middle_of_a_call_is_no_failure_of_the_environment() -> None:
+    calls = EnvironmentCalls("any", Heartbeat())
+    with Interrupts(echo_s=0.0), pytest.raises(Interrupted), calls.into("step 1"):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(EnvironmentFailed), calls.into("step 2"):
+        raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", BAD_RESETS)
