@@ -35,7 +35,8 @@ class EnvConfig:
     """The environment and how it is seen."""
 
     id: Annotated[str, arg(aliases=["--env"], metavar="ID")] = "pong"
-    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, a gymnasium id or `CartPole-v1-pixels`."""
+    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, `CartPole-v1-pixels` or a gymnasium id; of
+    `module:Name-v0` the module is imported."""
     sticky_actions: Annotated[float | None, SHARE] = None
     """Chance that the last action is repeated; None: as the id says (0.25 for ALE/*-v5 and
     *-v0, else 0)."""
@@ -70,7 +71,7 @@ class AgentConfig:
     network: Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"] = "nature_cnn"
     """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
     (Mnih et al. 2013), for learning on CPUs; `pixel_cnn`: 16, 32, 32, each @5s2 with batch
-    normalisation, of the frames' differences; `mlp`: for vectors."""
+    normalisation, of the frames' differences; `mlp`: for vectors, and what no other can see."""
     hidden: Annotated[tuple[int, ...], counted(10**6)] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True
