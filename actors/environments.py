@@ -128,18 +128,12 @@ def make_run_environments(
     training: bool,
     heartbeat: Heartbeat | None,
 ) -> Environments:
-    """Return environments of a run; where they are played a package may be missing, or another.
+    """Return environments of a run: where they are played, a package may be missing, or another.
 
-    Args:
-      env: what to play.
-      spec: what the run takes them for.
-      num_envs: as the others, see `make_environments`.
-      seed: of the first.
-      training: False plays raw games.
-      heartbeat: is told in which call into an environment this thread is.
+    Args are those of `make_environments`, and `spec`, what the run takes them for.
 
     Raises:
-      EnvironmentFailed: as `make_environments`; or they cannot be made here, or are others.
+      EnvironmentFailed: one raised, they cannot be made here, or are others.
     """
     try:
         environments = make_environments(env, num_envs, seed, training, heartbeat=heartbeat)
