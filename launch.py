@@ -60,8 +60,8 @@ from common.environment_failed import EnvironmentFailed
 from common.hparams import hparams_summary
 from common.log_file import LogFile
 from common.machine import available_cores, total_memory_bytes
-from common.networks import load_flat_state, state_bytes
-from common.plan import Plan, machine_problems, network_problems
+from common.networks import load_flat_state, network_problems, state_bytes
+from common.plan import Plan, machine_problems
 from common.presets import PRESETS
 from common.ray_run import RayRun
 from common.reporter import Reporter
@@ -303,7 +303,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
     spec, failure = None, None
     try:
         spec = resolve(config.env)
-        problems += network_problems(config, spec)
+        problems += network_problems(config.agent, spec)
     except EnvironmentFailed as error:
         failure = error
     except ValueError as error:

@@ -191,9 +191,17 @@ class FrameDifferences(nn.Module):
         return differences.contiguous(memory_format=torch.channels_last)
 
 
-def fitting_networks(observation: ObservationSpec) -> list[str]:
-    """Return the networks for such observations: mlp is for what no convolutional one can see."""
-    return [name for name in _CONVOLUTIONAL if _sizes_left(name, observation)] or ["mlp"]
+def network_problems(agent: AgentConfig, spec: EnvironmentSpec) -> list[str]:
+    """Return a line, with those that fit, if the network does not fit the observations."""
+    network, seen = agent.network, spec.observation
+    # mlp takes anything, but is meant for what no other can see.
+    fitting = [name for name in _CONVOLUTIONAL if _sizes_left(name, seen)] or ["mlp"]
+    if network in fitting:
+        return []
+    return [
+        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
+        f"must be {' or '.join(fitting)}"
+    ]
 
 
 def _sizes_left(name: str, observation: ObservationSpec) -> list[int]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.config import Config
-from common.networks import fitting_networks
 from common.run_folder import RunFolder
 from common.schema import shown
 from common.types import EnvironmentSpec
@@ -70,18 +69,6 @@ class Plan:
         """Training games until `total_episodes`; infinite without that limit."""
         total = self.config.total_episodes
         return math.inf if total is None else total - self.episodes_before
-
-
-def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
-    """Return a line, with those that fit, if the network does not fit the observations."""
-    network, seen = config.agent.network, spec.observation
-    fitting = fitting_networks(seen)
-    if network in fitting:
-        return []
-    return [
-        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
-        f"must be {' or '.join(fitting)}"
-    ]
 
 
 def machine_problems(
