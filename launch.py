@@ -167,16 +167,15 @@ def train(arguments: Sequence[str]) -> int:
     reason, code, is_over = "failed", 1, False
     try:
         introduce(plan, command, console)
+        if starts_ray:
+            # Nothing to save yet, so here the first Ctrl-C ends it.
+            ray_session.start_local(note=console.note, dashboard=command.dashboard)
         try:
             if starts_ray:
-                # Nothing to save yet, so here the first Ctrl-C ends it.
-                ray_session.start_local(note=console.note, dashboard=command.dashboard)
                 # Only now is there a run: one whose Ray did not start leaves the folder free.
                 plan.folder.begin(plan.config, plan.spec.name, typed_command())
             reporter = make_reporter(plan, console)
         except OSError as error:
-            if isinstance(error, ConnectionError):
-                raise
             refuse([cannot_be_written(plan, error)])
         with interrupts:
             reason = run(plan, command, reporter, console, interrupts)
