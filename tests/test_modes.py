@@ -137,10 +137,13 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
         ReplayProcess(
             CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
         )
-        ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
+        actor = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
+        evaluator = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
+        for player in (actor, evaluator):  # their environments are made as they begin
+            player.stop()
+            player.run()
         process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
         process._prefetcher.close()
-        EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
     return {part for part in built if part.name not in WIRE | DRIVER}
 
 
