@@ -137,8 +137,8 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
         ReplayProcess(
             CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
         )
-        actor = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
-        evaluator = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
+        actor: Any = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
+        evaluator: Any = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
         for player in (actor, evaluator):  # their environments are made as they begin
             player.stop()
             player.run()
