@@ -137,12 +137,17 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+class _PlainDumper(yaml.SafeDumper):
+    """Quotes the text that the loader would take for a number."""
+
+
 # YAML 1.1 takes 1e-4 for text.
-_PlainLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
-    list("-+0123456789"),
-)
+for _either in (_PlainLoader, _PlainDumper):
+    _either.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+        list("-+0123456789"),
+    )
 
 
 def expect_no_module(config: Config, where: str, said: str | None) -> None:
@@ -183,4 +188,4 @@ def save_file(config: Config, path: Path) -> None:
     Raises:
       OSError: it cannot be written.
     """
-    write_whole(path, [yaml.safe_dump(to_dict(config), sort_keys=False).encode()])
+    write_whole(path, [yaml.dump(to_dict(config), Dumper=_PlainDumper, sort_keys=False).encode()])

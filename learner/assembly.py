@@ -17,6 +17,7 @@ from common.networks import (
     expect_flat_state,
     load_flat_state,
 )
+from common.run_folder import INCARNATION
 from common.schema import Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
@@ -120,7 +121,7 @@ class Counters(TypedDict):
 
     learner_step: Count
     agent_steps: Count
-    incarnation: Count
+    incarnation: Annotated[int, INCARNATION]
 
 
 class AllCounters(Counters):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from common.config import Config
@@ -301,6 +301,7 @@ CHANGES = {
 
 @settings(deadline=None)  # files, on disks that others use, too
 @given(values=st.fixed_dictionaries({}, optional=CHANGES))
+@example(values={"preset": "0E0"})
 def test_yaml_round_trip_is_exact(
     values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
