@@ -18,8 +18,8 @@ _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
 # What is set aside for a row that may come: itself, and two numbers of the sum tree.
 _LEAST_ROW_BYTES = 62
-# Of its own, beside what processes share (measured: docs/performance.md).
-_ACTOR_BYTES = 150_000_000
+# Of a process of its own, beside what processes share (measured: 252 MB with eight games of Pong).
+_ACTOR_BYTES = 200_000_000
 # A game with its emulator or canvas (measured: 1.6 MB of Pong, 2.8 MB of CartPole's pixels), and
 # one without.
 _PICTURED_GAME_BYTES = 1_500_000

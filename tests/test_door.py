@@ -489,7 +489,7 @@ def test_settings_through_a_link_of_the_user_s_own_are_read(tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (("--actors", "1000000000"), "must be <= 100,000"),
-        (("--actors", "90000"), "takes about 13,5"),
+        (("--actors", "90000"), "takes about 18,"),
         (("--agent.network", "mlp", "--agent.hidden", "1000000", "1000000"), "--agent.hidden"),
         (("--replay.capacity", "100000000000", "--replay.max-bytes", "1000000000"), "takes about"),
         (("--seed", "9" * 4_000), "--seed a whole number of about 4,000 digits: must be <="),
