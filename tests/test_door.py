@@ -622,9 +622,10 @@ def test_time_that_events_tell_does_not_lock_a_run(run: Path) -> None:
 def test_newest_state_is_newest_also_where_incarnations_could_not_be_kept(run: Path) -> None:
     """A full disk keeps `incarnations.json` from being written, and has room again later."""
     before = (run / "incarnations.json").read_bytes()
-    assert driver.main(list(resumed(run))) == 0
+    assert driver.main([*resumed(run), "--checkpoint.every-minutes", "0.05"]) == 0
     (run / "incarnations.json").write_bytes(before)
-    assert driver.main([*resumed(run)[:3], "--total-frames", "2600"]) == 0
+    more = ("--total-frames", "2600", "--checkpoint.every-minutes", "1")
+    assert driver.main([*resumed(run)[:3], *more]) == 0
     counters = load(CheckpointFolder(run / "checkpoints", 1).newest() or run)["counters"]
     assert counters["agent_steps"] >= 2600
 
