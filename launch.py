@@ -38,9 +38,8 @@ import ray
 import torch
 
 from actors.assembly import epsilons, make_actor_loop
-from actors.environments import resolve
+from actors.environments import reading, resolve
 from actors.evaluator import expect_pictures, play, record_game
-from actors.timesteps import with_scale
 from actors.worker import Actor, Evaluator
 from common import ray_session
 from common.command_line import (
@@ -61,8 +60,8 @@ from common.environment_failed import EnvironmentFailed
 from common.hparams import hparams_summary
 from common.log_file import LogFile
 from common.machine import available_cores, total_memory_bytes
-from common.networks import load_flat_state, state_bytes
-from common.plan import Plan, machine_problems, network_problems
+from common.networks import load_flat_state, network_problems, state_bytes
+from common.plan import Plan, machine_problems
 from common.presets import PRESETS
 from common.ray_run import RayRun
 from common.reporter import Reporter
@@ -185,8 +184,7 @@ def train(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except EnvironmentFailed as failure:
-        learner_steps = 0 if reporter is None else reporter.progress.learner_steps
-        has_learned = learner_steps > plan.learner_steps_before
+        has_learned = reporter and reporter.progress.learner_steps > plan.learner_steps_before
         reason, code = str(failure), 1 if has_learned else 2
         print(f"launch.py: {words_of(failure, plan.folder)}", file=sys.stderr)
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
@@ -305,7 +303,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
     spec, failure = None, None
     try:
         spec = resolve(config.env)
-        problems += network_problems(config, spec)
+        problems += network_problems(config.agent, spec)
     except EnvironmentFailed as error:
         failure = error
     except ValueError as error:
@@ -337,6 +335,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             default = Path("runs") / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
         if failure is not None:
+            with suppress(OSError):  # what cannot be made cannot be written: the log says so
+                folder.path.mkdir(parents=True, exist_ok=True)
             problems.append(f"--env.id {config.env.id}: {words_of(failure, folder)}")
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
         # What reading the settings found already is not told twice.
@@ -344,7 +344,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         problems += [line for line in found if not any(line in known for known in problems)]
     counters, past = start.counters, NO_PAST
     if spec is not None and start.scale is not None:
-        spec = with_scale(spec, start.scale)
+        spec = spec._replace(scale=start.scale)
     if spec is not None:
         frames = counters["agent_steps"] * spec.action_repeat_frames
         if frames >= config.total_frames:
@@ -391,8 +391,6 @@ def words_of(failure: EnvironmentFailed, folder: RunFolder) -> str:
     """
     if not failure.details:
         return str(failure)
-    with suppress(OSError):  # what cannot be made cannot be written: the log says so
-        folder.path.mkdir(parents=True, exist_ok=True)
     trouble = LogFile(folder.log).append(failure.details)
     return f"{failure}; {trouble or f'its traceback is in {folder.log}'}"
 
@@ -432,7 +430,7 @@ def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:
     config = plan.config
     cores = available_cores()
     console.note(f"settings:\n{settings_table(config)}")
-    console.note(plan.spec.protocol)
+    console.note(f"{plan.spec.protocol} {reading(config.env, plan.spec)}")
     console.note(
         f"run folder {plan.folder.path}; tensorboard --logdir {for_shell(plan.folder.path)}"
     )
@@ -602,8 +600,8 @@ def _evaluate(
         evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    said = one_line(spec.protocol, 2_000)  # by a file
-    print(f"{path}: learner step {weights.version.learner_step:,}; {said}")
+    means = one_line(f"{spec.protocol} {reading(config.env, spec)}", 2_000)  # by a file
+    print(f"{path}: learner step {weights.version.learner_step:,}; {means}")
     if command.video:
         expect_pictures(config.env, command.seed)  # before games that may take an hour
     result = play(config, spec, weights, command.seed, lambda: False)

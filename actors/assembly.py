@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from actors.actor_loop import ActorLoop
-from actors.environments import clips_rewards, expect_spec, make_environments
+from actors.environments import clips_rewards, make_run_environments
 from actors.policy import EpsilonGreedyPolicy
 from actors.priority import first_priority
 from common.config import Config
@@ -37,18 +37,18 @@ def make_actor_loop(
       heartbeat: is told in which call into an environment this thread is.
 
     Raises:
-      EnvironmentFailed: an environment raised; so does the loop.
+      EnvironmentFailed: an environment raised, or is not what the spec says; so does the loop.
     """
     # The first incarnations of all actors share one base; each later one has a base of its own.
     seed = config.seed if incarnation == 0 else derive_seed(config.seed, "restart", incarnation)
-    environments = make_environments(
+    environments = make_run_environments(
         config.env,
+        spec,
         config.actor.envs,
         derive_environment_seed(seed, actor, config.actor.envs),
         training=True,
         heartbeat=heartbeat,
     )
-    expect_spec(environments, spec)
     policy = EpsilonGreedyPolicy(
         network=build_network(config.agent, spec),
         epsilons=epsilons(config, actor, agent_steps=0),

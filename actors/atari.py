@@ -30,7 +30,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from actors.environment_calls import EnvironmentCalls
-from actors.timesteps import check_actions, opening_timesteps, reading
+from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
@@ -136,7 +136,6 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
     console = _console(game.rom)
     num_actions = console.legal_actions if env.full_action_space else console.minimal_actions
     actions = f"{'the full set of ' * env.full_action_space}{num_actions} actions"
-    scale = 1.0 / 255.0
     fire = " and FIRE" if env.fire_reset else ""
     signals = ["ends the value"] if env.life_loss_terminates else []
     if env.life_loss_reward:
@@ -151,9 +150,8 @@ def atari_spec(env: EnvConfig) -> EnvironmentSpec:
             f"{env.id} means {atari_title(game.rom)} with sticky actions {game.sticky_actions:g},"
             f" {actions} of {env.action_repeat_frames} frames, up to {env.noop_max} no-op frames"
             f"{fire} at the start, a limit of {env.max_game_frames:,} frames; a lost life {life}."
-            f" {reading(scale, env.clips_rewards(is_atari=True))}"
         ),
-        scale=scale,
+        scale=1.0 / 255.0,
     )
 
 

@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
-from actors.timesteps import reading
 from common.config import EnvConfig
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
@@ -38,16 +37,14 @@ def cartpole_pixels_spec(env: EnvConfig) -> EnvironmentSpec:
     """Return what the id means."""
     vector = gymnasium_spec(dataclasses.replace(env, id=_CARTPOLE))
     height, width = FRAME_SHAPE
-    scale, clips = 1.0 / 255.0, env.clips_rewards(is_atari=False)
-    games = vector.protocol.removesuffix(reading(vector.scale, clips))
     return vector._replace(
         name="cartpole_pixels",
         observation=ObservationSpec(FRAME_SHAPE, "uint8", _STACK),
         protocol=(
             f"{env.id} shows {height} x {width} grey pixels around the cart, now and one step ago;"
-            f" {games}{reading(scale, clips)}"
+            f" {vector.protocol}"
         ),
-        scale=scale,
+        scale=1.0 / 255.0,
     )
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import traceback
 from types import TracebackType
 from typing import Any
 
 from common.environment_failed import EnvironmentFailed
 from common.heartbeat import Heartbeat
+from common.interrupts import Interrupted
+from common.schema import one_line
 
 # Of an environment's own words, in a line.
 _MOST_WORDS = 400
@@ -44,13 +44,11 @@ class EnvironmentCalls:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Turn what was raised into EnvironmentFailed."""
+        """Turn what was raised into EnvironmentFailed, but for what a signal raised."""
         self._heartbeat.leave()
-        if error is None or isinstance(error, EnvironmentFailed):
+        if error is None or isinstance(error, EnvironmentFailed | Interrupted):
             return
-        if isinstance(error, KeyboardInterrupt) and _is_of_a_signal(error):
-            return
-        words = one_line("".join(traceback.format_exception_only(error)))
+        words = in_a_line("".join(traceback.format_exception_only(error)))
         details = "".join(traceback.format_exception(error))
         raise self.failed(f"raised {words}", details) from error
 
@@ -60,20 +58,6 @@ class EnvironmentCalls:
         return EnvironmentFailed(line, details)
 
 
-def one_line(words: Any) -> str:
+def in_a_line(words: Any) -> str:
     """Return somebody else's words in one line that is no longer than a message may be."""
-    line = " ".join(str(words).split())
-    return line if len(line) <= _MOST_WORDS else f"{line[:_MOST_WORDS]}..."
-
-
-def _is_of_a_signal(error: KeyboardInterrupt) -> bool:
-    """Return whether a signal's handler raised it, as far as can be told, and not an environment.
-
-    Python's own handler leaves no trace; then a signal has the benefit of the doubt.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return False  # signals reach only that one
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    codes = [getattr(handler, "__code__", None) for handler in handlers]
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return signal.default_int_handler in handlers or any(f.f_code in codes for f in frames)
+    return one_line(" ".join(str(words).split()), _MOST_WORDS)

@@ -67,17 +67,14 @@ def resolve(env: EnvConfig) -> EnvironmentSpec:
 
 def clips_rewards(env: EnvConfig) -> bool:
     """Return whether rewards are clipped before they are learned from."""
-    return env.clips_rewards(is_atari=atari_game(env) is not None)
+    return atari_game(env) is not None if env.clip_rewards is None else env.clip_rewards
 
 
-def expect_spec(environments: Environments, spec: EnvironmentSpec) -> None:
-    """Raise EnvironmentFailed unless the environments are what the run takes them for."""
-    here = environments.spec
-    ours, theirs = (here.observation, here.num_actions), (spec.observation, spec.num_actions)
-    if ours != theirs:
-        raise EnvironmentFailed(
-            f"the environment {spec.name} is another here than in the driver: {ours}, not {theirs}"
-        )
+def reading(env: EnvConfig, spec: EnvironmentSpec) -> str:
+    """Return the sentence on how a run reads observations and rewards."""
+    seen = "read as they are" if spec.scale == 1.0 else f"divided by {1.0 / spec.scale:g}"
+    learned = "clipped to [-1, 1]" if clips_rewards(env) else "learned as they are, not clipped"
+    return f"Observations are {seen}; rewards are {learned}."
 
 
 def make_environments(
@@ -121,3 +118,31 @@ def make_environments(
     return AtariEnvironments(
         env=env, num_envs=num_envs, seed=seed, training=training, heartbeat=heartbeat
     )
+
+
+def make_run_environments(
+    env: EnvConfig,
+    spec: EnvironmentSpec,
+    num_envs: int,
+    seed: int,
+    training: bool,
+    heartbeat: Heartbeat | None,
+) -> Environments:
+    """Return environments of a run: where they are played, a package may be missing, or another.
+
+    Args are those of `make_environments`, and `spec`, what the run takes them for.
+
+    Raises:
+      EnvironmentFailed: one raised, they cannot be made here, or are others.
+    """
+    try:
+        environments = make_environments(env, num_envs, seed, training, heartbeat=heartbeat)
+    except ValueError as error:
+        raise EnvironmentFailed(f"the environment {env.id} cannot be made here: {error}") from error
+    here = environments.spec
+    ours, theirs = (here.observation, here.num_actions), (spec.observation, spec.num_actions)
+    if ours != theirs:
+        raise EnvironmentFailed(
+            f"the environment {env.id} is another here than in the driver: {ours}, not {theirs}"
+        )
+    return environments

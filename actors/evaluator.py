@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.atari import AtariEnvironments, atari_game, atari_screen_shape, atari_vector
-from actors.environments import Environments, expect_spec, make_environments
+from actors.environments import Environments, make_environments, make_run_environments
 from actors.policy import EpsilonGreedyPolicy
 from common.config import Config, EnvConfig
 from common.files import unguessable
@@ -139,15 +139,13 @@ def make_evaluation(
       heartbeat: is told in which call into an environment this thread is.
 
     Raises:
-      EnvironmentFailed: an environment raised; so does the loop.
+      EnvironmentFailed: an environment raised, or is not what the spec says; so does the loop.
     """
     games_at_once = min(config.evaluator.episodes, MAX_EVALUATION_ENVS)
-    environments = make_environments(
-        config.env, games_at_once, seed, training=False, heartbeat=heartbeat
-    )
-    expect_spec(environments, spec)
     return EvaluationLoop(
-        environments=environments,
+        environments=make_run_environments(
+            config.env, spec, games_at_once, seed, training=False, heartbeat=heartbeat
+        ),
         network=build_network(config.agent, spec),
         epsilon=config.evaluator.epsilon,
         rng=np.random.default_rng(seed),

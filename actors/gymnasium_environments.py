@@ -16,14 +16,9 @@ from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from actors.atari import atari_title, games
-from actors.checked_environment import (
-    MOST_REWARD,
-    CheckedEnvironment,
-    is_picture,
-    most_observed,
-)
-from actors.environment_calls import EnvironmentCalls
-from actors.timesteps import check_actions, opening_timesteps, reading
+from actors.checked_environment import MOST_FLOAT32, MOST_REWARD, CheckedEnvironment
+from actors.environment_calls import EnvironmentCalls, in_a_line
+from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
 from common.environment_failed import EnvironmentFailed
 from common.heartbeat import Heartbeat
@@ -53,16 +48,14 @@ class GymnasiumEnvironments:
         self._calls = EnvironmentCalls(env.id, heartbeat)
         # Not every environment takes a render mode.
         look: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-
-        def checked(single: gymnasium.Env[Any, Any]) -> CheckedEnvironment:
-            space = single.observation_space
-            assert isinstance(space, Box), space  # or gymnasium_spec would have refused it
-            return CheckedEnvironment(
-                single,
-                calls=self._calls,
-                most_reward=np.inf if env.clips_rewards(is_atari=False) else MOST_REWARD,
-                most_observed=most_observed(space, self._spec.scale),
-            )
+        is_picture = len(self._spec.observation.frame_shape) >= 2
+        checked = functools.partial(
+            CheckedEnvironment,
+            calls=self._calls,
+            most_reward=MOST_FLOAT32 if env.clip_rewards else MOST_REWARD,
+            # Of a picture a little more than its bounds, for what was computed in floats.
+            most_observed=1.001 / self._spec.scale if is_picture else MOST_FLOAT32,
+        )
 
         with self._calls.into("make"), warnings.catch_warnings():
             # That it cannot be drawn is told by whoever wants a picture, in one line.
@@ -178,7 +171,7 @@ def gymnasium_spec(env: EnvConfig, heartbeat: Heartbeat | None = None) -> Enviro
     if 0 in observations.shape:
         raise ValueError(f"Expect observations of >= 1 number, actually: {observations}")
     dtype = "uint8" if observations.dtype == np.uint8 else "float32"
-    num_actions, scale = int(actions.n), _scale(observations, env.id)
+    num_actions = int(actions.n)
     return EnvironmentSpec(
         name=re.sub(r"[^a-z0-9]+", "_", env.id.lower()),
         observation=ObservationSpec(tuple(observations.shape), dtype, 1),
@@ -186,10 +179,9 @@ def gymnasium_spec(env: EnvConfig, heartbeat: Heartbeat | None = None) -> Enviro
         action_repeat_frames=1,
         protocol=(
             f"{env.id} is gymnasium's, with {num_actions} actions of 1 frame and a limit of"
-            f" {limit:,} frames; the Atari options do not apply. "
-            f"{reading(scale, env.clips_rewards(is_atari=False))}"
+            f" {limit:,} frames; the Atari options do not apply."
         ),
-        scale=scale,
+        scale=_scale(observations, env.id),
     )
 
 
@@ -199,21 +191,14 @@ def _refusal(env_id: str, failure: EnvironmentFailed) -> Exception:
     The failure itself, unless the id is at fault or a package is missing: ValueError then.
     """
     cause = failure.__cause__
-    # Gymnasium adds words of its own to that a module is missing, but not which.
-    missing = getattr(cause and cause.__cause__, "name", None)
-    is_not_there = missing is not None and f"{env_id.partition(':')[0]}.".startswith(f"{missing}.")
-    if isinstance(cause, gymnasium.error.UnregisteredEnv) or is_not_there:
-        return ValueError(
-            "Expect `env.id` to name an Atari game or a gymnasium environment,"
-            f" actually: {env_id!r}{_hint(env_id)}"
-        )
     is_malformed = env_id.startswith((".", ":")) or env_id.count(":") > 1
-    if is_malformed or isinstance(cause, gymnasium.error.Error | ImportError):
-        reason = " ".join(str(cause).split())
-        return ValueError(
-            f"Expect `env.id` that can be made, actually: {env_id!r}: {reason}{_hint(env_id)}"
-        )
-    return failure
+    if isinstance(cause, gymnasium.error.UnregisteredEnv):
+        rule, reason = "to name an Atari game or a gymnasium environment", ""
+    elif is_malformed or isinstance(cause, gymnasium.error.Error | ImportError):
+        rule, reason = "that can be made", f": {in_a_line(cause)}"
+    else:
+        return failure
+    return ValueError(f"Expect `env.id` {rule}, actually: {env_id!r}{reason}{_hint(env_id)}")
 
 
 def _scale(space: Box, env_id: str) -> float:
@@ -225,9 +210,9 @@ def _scale(space: Box, env_id: str) -> float:
     Raises:
       ValueError: a picture whose bounds do not say how bright a pixel can be.
     """
-    if not is_picture(space):
+    if len(space.shape) < 2:
         return 1.0
-    bound = float(max(np.abs(space.low.astype(np.float64)).max(), space.high.max()))
+    bound = float(np.abs([space.low, space.high]).max())
     if not 0.0 < bound <= _MOST_PIXEL:
         raise ValueError(
             f"Expect pictures whose bounds lie within +-{_MOST_PIXEL:,.0f}, to scale pixels by,"

@@ -1,4 +1,4 @@
-"""What every vector environment has in common: first answer, check of actions, words of itself."""
+"""What every vector environment has in common: the first answer and the check of actions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.types import EnvironmentSpec, TimeSteps
+from common.types import TimeSteps
 
 
 def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
@@ -22,32 +22,6 @@ def opening_timesteps(observation: NDArray[Any]) -> TimeSteps:
         game_over=np.zeros(num_envs, np.bool_),
         life_lost=np.zeros(num_envs, np.bool_),
     )
-
-
-def reading(scale: float, clips_rewards: bool) -> str:
-    """Return the sentence on how observations and rewards are read.
-
-    Args:
-      scale: what observations are multiplied by.
-      clips_rewards: whether rewards are clipped before they are learned from.
-    """
-    learned = "clipped to [-1, 1]" if clips_rewards else "learned as they are, not clipped"
-    return f"Observations are {_observed(scale)}; rewards are {learned}."
-
-
-def with_scale(spec: EnvironmentSpec, scale: float) -> EnvironmentSpec:
-    """Return the spec of a run that began while observations of its environment had another scale.
-
-    Its weights know no other numbers.
-    """
-    if spec.scale == scale:
-        return spec
-    now, then = _observed(spec.scale), f"{_observed(scale)}, as since this run began"
-    return spec._replace(scale=scale, protocol=spec.protocol.replace(f"are {now};", f"are {then};"))
-
-
-def _observed(scale: float) -> str:
-    return "read as they are" if scale == 1.0 else f"divided by {1.0 / scale:g}"
 
 
 def check_actions(actions: NDArray[np.int64], num_envs: int, num_actions: int) -> None:

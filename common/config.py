@@ -38,7 +38,8 @@ class EnvConfig:
     """The environment and how it is seen."""
 
     id: Annotated[str, arg(aliases=["--env"], metavar="ID")] = "pong"
-    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, a gymnasium id or `CartPole-v1-pixels`."""
+    """`pong`, `ALE/Pong-v5`, `PongNoFrameskip-v4`, `CartPole-v1-pixels` or a gymnasium id; of
+    `module:Name-v0` the module is imported."""
     sticky_actions: Annotated[float | None, SHARE] = None
     """Chance that the last action is repeated; None: as the id says (0.25 for ALE/*-v5 and
     *-v0, else 0)."""
@@ -65,10 +66,6 @@ class EnvConfig:
     max_game_frames: Annotated[int, counted(2**31 - 1)] = 108_000
     """Emulator frames after which a game is truncated, 30 minutes (Hessel et al. 2018)."""
 
-    def clips_rewards(self, *, is_atari: bool) -> bool:
-        """Return whether rewards are clipped, where the id names a game of Atari or does not."""
-        return is_atari if self.clip_rewards is None else self.clip_rewards
-
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -77,7 +74,7 @@ class AgentConfig:
     network: Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"] = "nature_cnn"
     """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
     (Mnih et al. 2013), for learning on CPUs; `pixel_cnn`: 16, 32, 32, each @5s2 with batch
-    normalisation, of the frames' differences; `mlp`: for vectors."""
+    normalisation, of the frames' differences; `mlp`: for vectors, and what no other can see."""
     hidden: Annotated[tuple[int, ...], counted(10**6)] = (256, 256)
     """Hidden layer widths of `mlp`."""
     dueling: bool = True

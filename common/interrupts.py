@@ -28,6 +28,10 @@ DEAF_S = 10.0
 _pipe: int | None = None
 
 
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal, and so by nobody's code that we call."""
+
+
 def end_at_once(exit_code: int) -> None:
     """Make a signal end this process on the spot: nothing is started yet, or all is done.
 
@@ -64,7 +68,7 @@ def _wanted() -> list[signal.Signals]:
 def _raise(number: int, frame: FrameType | None) -> None:
     del number, frame
     _answer()
-    raise KeyboardInterrupt
+    raise Interrupted
 
 
 def _answer() -> None:
@@ -187,7 +191,7 @@ class Interrupts:
         _answer()
         now_s = time.monotonic()
         if self.requested.is_set() and now_s - self._requested_s >= self._echo_s:
-            raise KeyboardInterrupt
+            raise Interrupted
         if not self.requested.is_set():
             self._requested_s = now_s
             self.requested.set()

@@ -191,15 +191,33 @@ class FrameDifferences(nn.Module):
         return differences.contiguous(memory_format=torch.channels_last)
 
 
-def _convolutional_torso(name: str, observation: ObservationSpec) -> tuple[nn.Module, int]:
-    """Return the convolutions of the network `name` and how many numbers they put out."""
-    shape = _CONVOLUTIONAL[name]
-    sizes = list(observation.frame_shape)
+def network_problems(agent: AgentConfig, spec: EnvironmentSpec) -> list[str]:
+    """Return a line, with those that fit, if the network does not fit the observations."""
+    network, seen = agent.network, spec.observation
+    # mlp takes anything, but is meant for what no other can see.
+    fitting = [name for name in _CONVOLUTIONAL if _sizes_left(name, seen)] or ["mlp"]
+    if network in fitting:
+        return []
+    return [
+        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
+        f"must be {' or '.join(fitting)}"
+    ]
+
+
+def _sizes_left(name: str, observation: ObservationSpec) -> list[int]:
+    """Return what the convolutions leave of the two sides of a frame; [] if they cannot see it."""
+    shape, sizes = _CONVOLUTIONAL[name], list(observation.frame_shape)
     for _, kernel, stride in shape.layers:
         sizes = [(size - kernel) // stride + 1 for size in sizes]
-    least_stack = 2 if shape.of_differences else 1
-    if len(sizes) != 2 or min(sizes) < 1 or observation.stack < least_stack:
-        least = 1
+    is_seen = len(sizes) == 2 and min(sizes) > 0 and observation.stack > shape.of_differences
+    return sizes if is_seen else []
+
+
+def _convolutional_torso(name: str, observation: ObservationSpec) -> tuple[nn.Module, int]:
+    """Return the convolutions of the network `name` and how many numbers they put out."""
+    shape, sizes = _CONVOLUTIONAL[name], _sizes_left(name, observation)
+    if not sizes:
+        least, least_stack = 1, 1 + shape.of_differences
         for _, kernel, stride in reversed(shape.layers):
             least = (least - 1) * stride + kernel
         raise ValueError(

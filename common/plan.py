@@ -10,7 +10,7 @@ from typing import Any
 from common.config import Config
 from common.run_folder import RunFolder
 from common.schema import shown
-from common.types import EnvironmentSpec, ObservationSpec
+from common.types import EnvironmentSpec
 
 # A row of replay beside its frame (measured: `launch.py bench replay`), and the share of a pixel
 # frame that is left of it on the games that compress worst.
@@ -24,8 +24,6 @@ _ACTOR_BYTES = 200_000_000
 # one without.
 _PICTURED_GAME_BYTES = 1_500_000
 _GAME_BYTES = 5_000
-# The convolutions of these networks leave nothing of a smaller picture.
-_LEAST_PIXELS = {"nature_cnn": 36, "nips_cnn": 20, "pixel_cnn": 29}
 
 
 @dataclass(frozen=True)
@@ -75,30 +73,6 @@ class Plan:
         """Training games until `total_episodes`; infinite without that limit."""
         total = self.config.total_episodes
         return math.inf if total is None else total - self.episodes_before
-
-
-def network_problems(config: Config, spec: EnvironmentSpec) -> list[str]:
-    """Return a line, with those that fit, if the network does not fit the observations."""
-    network, seen = config.agent.network, spec.observation
-    fitting = [name for name in (*_LEAST_PIXELS, "mlp") if _fits(name, seen)]
-    if network in fitting:
-        return []
-    sides = ", ".join(f"{name} (>= {n} pixels a side)" for name, n in _LEAST_PIXELS.items())
-    return [
-        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
-        f"must be {' or '.join(fitting)}. Pictures without a colour axis take {sides}, the last "
-        "one in stacks of 2 or more; what none of these takes is for mlp"
-    ]
-
-
-def _fits(network: str, seen: ObservationSpec) -> bool:
-    if network == "mlp":
-        return not any(_fits(name, seen) for name in _LEAST_PIXELS)
-    return (
-        len(seen.frame_shape) == 2
-        and min(seen.frame_shape) >= _LEAST_PIXELS[network]
-        and (network != "pixel_cnn" or seen.stack >= 2)
-    )
 
 
 def machine_problems(

@@ -168,7 +168,7 @@ class SerialRun:
         """Run until the end; keep what was learned before an environment fails.
 
         Returns:
-          As `_run`.
+          Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
 
         Raises:
           RunEnded: it is done and could not be saved.
@@ -184,14 +184,6 @@ class SerialRun:
             raise
 
     def _run(self) -> str:
-        """Run until the end.
-
-        Returns:
-          Why it ended: "done", what reached `--stop-at-return`, or "interrupted".
-
-        Raises:
-          RunEnded: it is done and could not be saved.
-        """
         config, cores = self._plan.config, self._cores
         cores.learner.publish()
         save_due = _every(config.checkpoint.every_minutes, self._minutes)

@@ -46,7 +46,7 @@ class EnvironmentSpec(NamedTuple):
       num_actions: A.
       action_repeat_frames: emulator frames one agent step takes (4 on Atari, 1 elsewhere).
       protocol: a line for the console that says what the id means (sticky actions, action set, life
-        signal), how observations are read and whether rewards are clipped.
+        signal).
       scale: what the network multiplies observations by: pixels come into [-1, 1] so, and the
         numbers of a vector stay what they are.
     """

@@ -11,12 +11,7 @@ import torch
 from common.config import Config
 from common.config_file import ConfigError, override, to_dict
 from common.machine import available_cores
-from common.networks import (
-    QNetwork,
-    build_network,
-    expect_flat_state,
-    load_flat_state,
-)
+from common.networks import QNetwork, build_network, expect_flat_state, load_flat_state
 from common.run_folder import INCARNATION
 from common.schema import Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
@@ -116,56 +111,40 @@ def checkpoint_payload(
     }
 
 
-class Counters(TypedDict):
-    """How far the run was."""
-
+class _Counters(TypedDict):
     learner_step: Count
     agent_steps: Count
     incarnation: Annotated[int, INCARNATION]
 
 
-class AllCounters(Counters):
-    """How far the run was, as those count who go on with it."""
+class _Playable(TypedDict):
+    config: dict[str, Any]
+    spec: _Spec
+    weights: torch.Tensor
+    counters: _Counters
 
+
+class _AllCounters(_Counters):
     samples: Count
     episodes: Count
 
 
-class _Saved(TypedDict):
-    format: Literal[2]
-    config: dict[str, Any]
-    spec: dict[str, Any]
-    weights: torch.Tensor
-
-
-class Playable(_Saved):
-    """What any checkpoint holds: enough to play."""
-
-    counters: Counters
-
-
-class OptimizerState(TypedDict):
-    """See learner.optimizers."""
-
+class _Optimizer(TypedDict):
     name: str
     state: dict[str, list[torch.Tensor]]
 
 
-class LearnerState(TypedDict):
-    """What Learner.state_dict returns."""
-
+class _Learner(TypedDict):
     network: dict[str, torch.Tensor]
     target: dict[str, torch.Tensor]
-    optimizer: OptimizerState
+    optimizer: _Optimizer
     learner_step: Count
     episodes: Count
 
 
-class Resumable(_Saved):
-    """What a checkpoint holds for those who go on."""
-
-    counters: AllCounters
-    learner: LearnerState
+class _Resumable(TypedDict):
+    counters: _AllCounters
+    learner: _Learner
     rng: dict[str, Any]
 
 
@@ -175,7 +154,7 @@ def load_playable(path: Path) -> dict[str, Any]:
     Raises:
       CheckpointError: the file is not there, damaged, or no checkpoint of this format.
     """
-    return _expect(path, load(path), Playable)
+    return _expect(path, load(path), _Playable)
 
 
 def expect_resumable(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +163,7 @@ def expect_resumable(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     Raises:
       CheckpointError: it is not what `checkpoint_payload` made, or nobody could learn on with it.
     """
-    payload = _expect(path, payload, Resumable)
+    payload = _expect(path, payload, _Playable, _Resumable)
     state = payload["learner"]
     moments = state["optimizer"]["state"].items()
     tensors = [*state["network"].items(), *state["target"].items()]
@@ -200,16 +179,18 @@ def expect_resumable(path: Path, payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
 
-def _expect(path: Path, payload: dict[str, Any], kind: Any) -> dict[str, Any]:
-    if payload.get("format") != CHECKPOINT_FORMAT:
+def _expect(path: Path, payload: dict[str, Any], *kinds: Any) -> dict[str, Any]:
+    number = payload.get("format")
+    if type(number) is not int or number != CHECKPOINT_FORMAT:
         raise CheckpointError(
             f"{path}: is no checkpoint of format {CHECKPOINT_FORMAT} of this program"
         )
     try:
-        fitted: dict[str, Any] = fit(payload, kind)
+        for kind in kinds:
+            payload = fit(payload, kind)
     except Misfit as misfit:
         raise CheckpointError(f"{path}: cannot be used: {misfit}") from misfit
-    return fitted
+    return payload
 
 
 class Trained(NamedTuple):

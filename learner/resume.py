@@ -68,6 +68,9 @@ def find_start(folder: RunFolder, config: Config, spec: EnvironmentSpec | None) 
     notes = [f"skipped a checkpoint: {line}" for line in sound.skipped]
     before = load_file(Config(), folder.config_file)
     notes += [f"changed: {line}" for line in differences(before, config)]
+    scale = spec_from_dict(sound.payload["spec"]).scale
+    if spec is not None and spec.scale != scale:
+        notes.append("observations are read as since this run began: its weights know no others")
     has_snapshots = config.checkpoint.replay and folder.snapshots(0).is_dir()
     if has_snapshots and before.replay.shards != config.replay.shards:
         raise RunFolderError(
@@ -83,7 +86,7 @@ def find_start(folder: RunFolder, config: Config, spec: EnvironmentSpec | None) 
         counters=counters,
         incarnations=incarnations,
         notes=notes,
-        scale=spec_from_dict(sound.payload["spec"]).scale,
+        scale=scale,
     )
 
 

@@ -205,6 +205,7 @@ for _name, _space in SPACES.items():
 _register("Plain", Odd)
 _register("InterruptsInStep", lambda: OddInStep(lambda _: fail(KeyboardInterrupt())))
 _register("Sevens", lambda: Odd(worth=7))
+_register("Large", lambda: OddInStep(put(0, np.full(3, 1e30, np.float32))))
 _register("RaisesInMake", lambda: fail(BOMB))
 _register("ExitsInMake", lambda: sys.exit(3))
 _register("NeedsAPackage", _depends)

@@ -37,8 +37,7 @@ def test_id_means_two_small_grey_frames_of_cartpole() -> None:
         protocol=(
             "CartPole-v1-pixels shows 40 x 90 grey pixels around the cart, now and one step ago;"
             " CartPole-v1 is gymnasium's, with 2 actions of 1 frame and a limit of 500 frames;"
-            " the Atari options do not apply. Observations are divided by 255; rewards are learned"
-            " as they are, not clipped."
+            " the Atari options do not apply."
         ),
         scale=1.0 / 255.0,
     )

@@ -378,7 +378,9 @@ CHECKPOINTS = [
     (put("learner.network", {}), "Expect the state of this configuration's network"),
     (put("learner.optimizer.name", "Sgd"), "Expect the state of optimizer Adam"),
     (put("learner.optimizer.state", {"square": [3]}), "must be a Tensor"),
+    (put("spec.num_actions", 0), "cannot be used: `spec.num_actions` is 0: must be >= 1"),
     (put("format", 1), "is no checkpoint of format 2"),
+    (put("format", torch.zeros(2)), "is no checkpoint of format 2"),
 ]
 
 

@@ -105,7 +105,7 @@ def test_pong_is_resolved() -> None:
         protocol=(
             "ALE/Pong-v5 means Pong with sticky actions 0.25, 6 actions of 4 frames, up to 30 no-op"
             " frames at the start, a limit of 108,000 frames; a lost life ends the value in"
-            " training. Observations are divided by 255; rewards are clipped to [-1, 1]."
+            " training."
         ),
         scale=1.0 / 255.0,
     )
@@ -141,8 +141,7 @@ def test_cartpole_is_resolved() -> None:
         action_repeat_frames=1,
         protocol=(
             "CartPole-v1 is gymnasium's, with 2 actions of 1 frame and a limit of 500 frames;"
-            " the Atari options do not apply. Observations are read as they are; rewards are"
-            " learned as they are, not clipped."
+            " the Atari options do not apply."
         ),
     )
 

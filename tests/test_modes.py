@@ -138,12 +138,12 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
             CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
         )
         actor: Any = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
-        evaluator: Any = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
-        for player in (actor, evaluator):  # their environments are made as they begin
-            player.stop()
-            player.run()
         process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
         process._prefetcher.close()
+        evaluator: Any = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
+        for player in (actor, evaluator):  # these make their environments when they run
+            player.stop()
+            player.run()
     return {part for part in built if part.name not in WIRE | DRIVER}
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,19 @@ import torch
 from launching import ROOT, launch, result_of
 from odd_environments import BAD_RESETS, BAD_STEP, BAD_STEPS
 
-from actors.environments import clips_rewards, expect_spec, make_environments, resolve
+from actors.environment_calls import EnvironmentCalls
+from actors.environments import (
+    clips_rewards,
+    make_environments,
+    make_run_environments,
+    reading,
+    resolve,
+)
 from actors.evaluator import expect_pictures
-from actors.timesteps import with_scale
 from common.config import AgentConfig, EnvConfig
 from common.environment_failed import EnvironmentFailed
+from common.heartbeat import Heartbeat
+from common.interrupts import Interrupted, Interrupts
 from common.networks import build_network
 from learner.assembly import spec_from_dict, spec_to_dict
 from learner.checkpoint import CheckpointFolder, load, save
@@ -53,7 +63,7 @@ def test_pictures_are_scaled_by_their_bounds_and_vectors_are_not(
 ) -> None:
     spec = resolve(env_of(name))
     assert spec.scale == scale
-    assert f"Observations are {said}; " in spec.protocol
+    assert f"Observations are {said}; " in reading(env_of(name), spec)
 
 
 def test_the_network_sees_the_same_in_bytes_and_in_floats() -> None:
@@ -100,18 +110,14 @@ def test_a_module_that_lacks_another_tells_which() -> None:
         resolve(EnvConfig(id="odd_needs:Anything-v0"))
 
 
-def test_old_checkpoints_mean_what_they_meant_and_resumed_runs_go_on_so() -> None:
+def test_old_checkpoints_mean_what_they_meant() -> None:
     """Then all bytes were divided by 255, also those of vectors, and floats were not."""
     for name, meant in (("Bits", 1 / 255), ("Picture", 1 / 255), ("FloatPicture", 1.0)):
         spec = resolve(env_of(name))
         plain = spec_to_dict(spec)
         assert spec_from_dict(plain) == spec
         del plain["scale"]
-        assert spec_from_dict(plain).scale == meant
-        resumed = with_scale(spec, meant)
-        assert resumed.scale == meant
-        assert ("as since this run began" in resumed.protocol) == (meant != spec.scale)
-        assert resumed._replace(scale=spec.scale, protocol=spec.protocol) == spec
+        assert spec_from_dict(plain) == spec._replace(scale=meant)
 
 
 # --- rewards --------------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ def test_rewards_are_clipped_on_atari_or_where_asked_for_and_the_start_says_so(
 ) -> None:
     assert clips_rewards(env) == clips
     said = "rewards are clipped to [-1, 1]." if clips else "rewards are learned as they are, not"
-    assert said in resolve(env).protocol
+    assert said in reading(env, resolve(env))
 
 
 @pytest.mark.parametrize("clip_rewards", [False, True])
@@ -172,6 +178,15 @@ def test_whatever_a_step_does_wrong_is_one_failure_in_one_line(name: str) -> Non
     assert (str(again), again.details) == (line, failed.value.details)
 
 
+def test_a_signal_in_the_middle_of_a_call_is_no_failure_of_the_environment() -> None:
+    calls = EnvironmentCalls("any", Heartbeat())
+    with Interrupts(echo_s=0.0), pytest.raises(Interrupted), calls.into("step 1"):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(EnvironmentFailed), calls.into("step 2"):
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", BAD_RESETS)
 def test_whatever_a_reset_does_wrong_is_one_failure_in_one_line(name: str) -> None:
     environments = make_environments(env_of(name), 1, 0, True)
@@ -200,14 +215,24 @@ def test_a_module_that_raises_at_import_says_why() -> None:
         resolve(EnvConfig(id="odd_module:Anything-v0"))
 
 
-def test_an_environment_that_shows_more_light_than_its_space_has_fails() -> None:
-    env = odd_environments.Odd(odd_environments.SPACES["UnitPicture"])
-    env.seen = lambda: np.full((40, 40), 200.0, np.float32)  # type: ignore[method-assign]
+@pytest.mark.parametrize(
+    ("space", "dtype", "number"),
+    [
+        ("UnitPicture", np.float32, 200.0),
+        ("BitPicture", np.uint8, 2.0),
+        ("Bytes", np.uint16, 300.0),  # which as a byte is 44
+    ],
+)
+def test_an_environment_that_shows_more_than_its_space_has_fails(
+    space: str, dtype: type, number: float
+) -> None:
+    env = odd_environments.Odd(odd_environments.SPACES[space])
+    env.seen = lambda: np.full(env.observation_space.shape or (), number, dtype)  # type: ignore[method-assign]
     odd_environments.gymnasium.register("TooBright-v0", lambda **_: env)
     try:
         environments = make_environments(EnvConfig(id="TooBright-v0"), 1, 0, True)
         with pytest.raises(
-            EnvironmentFailed, match="holds 200.0: must be within the bounds of its"
+            EnvironmentFailed, match=f"holds {number}: must be within the bounds of its"
         ):
             environments.reset()
     finally:
@@ -215,7 +240,7 @@ def test_an_environment_that_shows_more_light_than_its_space_has_fails() -> None
 
 
 def test_odd_but_sound_environments_are_played() -> None:
-    for name in ("Number", "Endless", "Plain", "Sevens", "ColourPicture"):
+    for name in ("Number", "Endless", "Plain", "Sevens", "Large", "ColourPicture"):
         environments = make_environments(env_of(name), 2, 0, True)
         environments.reset()
         played = [environments.step(np.zeros(2, np.int64)) for _ in range(12)]
@@ -321,7 +346,8 @@ def test_a_run_whose_checkpoint_knows_no_scale_goes_on_as_it_began(tmp_path: Pat
     more = ("--resume", str(run), "--serial", "--total-frames", "5000")
     done = launch(*more, environment=ON_THE_PATH)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "Observations are divided by 255, as since this run began; rewards" in done.stdout
+    assert "Observations are divided by 255; rewards are learned as they are" in done.stdout
+    assert "observations are read as since this run began" in done.stdout
     newest = CheckpointFolder(run / "checkpoints", 1).newest()
     assert newest is not None
     assert load(newest)["spec"]["scale"] == 1 / 255
@@ -390,8 +416,12 @@ def test_a_reset_that_takes_too_long_later_restarts_the_actor_and_names_the_sett
     assert re.search(rf"actor 0 died, starting it again at once: it hung: {where}", done.stdout)
 
 
-def test_an_environment_that_is_another_in_the_actor_fails() -> None:
-    plain = make_environments(env_of("Plain"), 1, 0, True)
-    expect_spec(plain, resolve(env_of("Plain")))
-    with pytest.raises(EnvironmentFailed, match="is another here than in the driver: .*(3,)"):
-        expect_spec(plain, resolve(env_of("Bits")))
+def test_an_environment_that_is_another_where_it_is_played_or_lacks_a_package_fails() -> None:
+    plain = resolve(env_of("Plain"))
+    for name, line in (
+        ("Bits", r"Bits-v0 is another here than in the driver: .*\(4,\).*, not .*\(3,\)"),
+        ("NeedsAPackage", "NeedsAPackage-v0 cannot be made here: .* no box2d, run `pip install"),
+    ):
+        with pytest.raises(EnvironmentFailed, match=line):
+            make_run_environments(env_of(name), plain, 1, 0, training=True, heartbeat=None)
+    make_run_environments(env_of("Plain"), plain, 1, 0, training=True, heartbeat=None).close()
