@@ -74,7 +74,7 @@ from common.run_folder import (
     RunFolderError,
     for_shell,
 )
-from common.schema import shown
+from common.schema import one_line, shown
 from common.scores import human_normalized_score
 from common.seeding import derive_seed
 from common.serial_run import Cores, SerialRun
@@ -166,16 +166,16 @@ def train(arguments: Sequence[str]) -> int:
     reason, code, is_over = "failed", 1, False
     try:
         introduce(plan, command, console)
+        if starts_ray:
+            # Nothing to save yet, so here the first Ctrl-C ends it.
+            ray_session.start_local(note=console.note, dashboard=command.dashboard)
         try:
             if starts_ray:
-                # Nothing to save yet, so here the first Ctrl-C ends it.
-                ray_session.start_local(note=console.note, dashboard=command.dashboard)
                 # Only now is there a run: one whose Ray did not start leaves the folder free.
                 plan.folder.begin(plan.config, plan.spec.name, typed_command())
             reporter = make_reporter(plan, console)
-        except ConnectionError:
-            raise
         except OSError as error:
+            code = 2
             refuse([cannot_be_written(plan, error)])
         with interrupts:
             reason = run(plan, command, reporter, console, interrupts)
@@ -281,7 +281,7 @@ def cannot_be_written(plan: Plan, error: OSError) -> str:
 
 def resume_command(plan: Plan, command: TrainCommand) -> str:
     """Return the command that goes on with the run, as it can be pasted into this shell."""
-    words = ["python", sys.argv[0], "--resume", for_shell(plan.folder.path)]
+    words = ["python", shlex.quote(sys.argv[0]), "--resume", for_shell(plan.folder.path)]
     if command.serial:
         words.append("--serial")
     if command.address is not None:
@@ -340,7 +340,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
             problems.append(f"--env.id {config.env.id}: {words_of(failure, folder)}")
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError
         # What reading the settings found already is not told twice.
-        found = str(error).splitlines()
+        found = lines_of(error)
         problems += [line for line in found if not any(line in known for known in problems)]
     counters, past = start.counters, NO_PAST
     if spec is not None and start.scale is not None:
@@ -377,6 +377,11 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         result_before=result,
         incarnations=start.incarnations,
     )
+
+
+def lines_of(error: ValueError) -> list[str]:
+    """Return a line per problem; a path in it may hold line ends of its own."""
+    return error.problems if isinstance(error, ConfigError) else [str(error)]
 
 
 def words_of(failure: EnvironmentFailed, folder: RunFolder) -> str:
@@ -575,7 +580,7 @@ def evaluate(command: EvalCommand) -> int:
             raise ConfigError([in_file(problem, saved, settings_file) for problem in problems])
         expect_same_network(trained, path, of_run, resolve(of_run.env), folder.path)
     except ValueError as error:  # RunFolderError, CheckpointError, ConfigError; of `resolve`
-        refuse(str(error).splitlines())
+        refuse(lines_of(error))
     except EnvironmentFailed as failure:
         refuse([words_of(failure, folder)])
     epsilon = of_run.evaluator.epsilon if command.epsilon is None else command.epsilon
@@ -595,7 +600,7 @@ def _evaluate(
         evaluator=dataclasses.replace(config.evaluator, episodes=command.episodes, epsilon=epsilon),
     )
     torch.set_num_threads(min(torch.get_num_threads(), available_cores()))
-    means = f"{spec.protocol} {reading(config.env, spec)}"
+    means = one_line(f"{spec.protocol} {reading(config.env, spec)}", 2_000)  # by a file
     print(f"{path}: learner step {weights.version.learner_step:,}; {means}")
     if command.video:
         expect_pictures(config.env, command.seed)  # before games that may take an hour
@@ -626,8 +631,10 @@ def plot(arguments: Sequence[str]) -> int:
 
     try:
         draw(parse_plot(arguments), print)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         refuse([str(error)])
+    except OSError as error:
+        refuse([f"{error.filename2 or error.filename}: cannot be written: {error.strerror}"])
     return 0
 
 
@@ -636,6 +643,10 @@ def bench(arguments: Sequence[str]) -> int:
     from benchmarks.run import run_benchmarks  # a benchmark machine's needs are not everybody's
 
     command = parse_bench(arguments)
+    if command.json is not None and not (
+        command.json.parent.is_dir() and not command.json.is_dir()
+    ):
+        refuse([f"--json {command.json}: must be a file in a folder that exists"])
     return run_benchmarks(command.stage, command.json, command.seconds)
 
 

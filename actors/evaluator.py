@@ -17,6 +17,7 @@ from actors.atari import AtariEnvironments, atari_game, atari_screen_shape, atar
 from actors.environments import Environments, make_environments, make_run_environments
 from actors.policy import EpsilonGreedyPolicy
 from common.config import Config, EnvConfig
+from common.files import unguessable
 from common.heartbeat import Heartbeat
 from common.networks import build_network, load_flat_state
 from common.reports import EvaluationResult
@@ -190,7 +191,7 @@ def record_game(env: EnvConfig, network: nn.Module, epsilon: float, seed: int, p
     from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial{path.suffix}")
+    partial = unguessable(path.absolute())  # ffmpeg follows links, and obeys `-x` and `http:`
     filmed = _filmed(env, seed)
     policy = EpsilonGreedyPolicy(
         network=network, epsilons=np.array([epsilon]), rng=np.random.default_rng(seed)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.files import write_whole
 from common.machine import machine
 
 
@@ -77,4 +78,4 @@ def show(rows: Sequence[Row]) -> None:
 def save(rows: Sequence[Row], path: Path) -> None:
     """Write rows and machine as JSON."""
     content = {"machine": machine(), "rows": [r._asdict() for r in rows]}
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_whole(path, [(json.dumps(content, indent=2) + "\n").encode()])

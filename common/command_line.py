@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from common.config import Config
+from common.config import EVALUATION_GAMES, Config
 from common.config_file import (
     ConfigError,
     expect_no_module,
@@ -25,10 +25,11 @@ from common.config_file import (
     read_file,
 )
 from common.curves import is_average
+from common.files import UnreadableFile, follow
 from common.goal import RETURN_GAMES
 from common.presets import PRESETS
 from common.run_folder import RunFolder, RunFolderError
-from common.schema import one_line
+from common.schema import one_line, shown
 from common.seeding import MAX_GIVEN_SEED
 
 # Whatever a file or a path may hold, a line about it can be read.
@@ -220,11 +221,13 @@ def _base(
         if where:
             where = str(_expand(Path(where)))
             # A link of the user's own is followed; in a run's folder there are none.
-            changes = read_file(Path(where) if resume else Path(where).resolve())
+            changes = read_file(Path(where) if resume else follow(Path(where)))
     except RunFolderError as error:
         return config, {}, "", [f"--resume {error}"]
     except ConfigError as error:
         problems += error.problems
+    except UnreadableFile as error:
+        problems.append(str(error))
     name, source = preset, f"--preset {preset}"
     if name is None and isinstance(changes, dict) and isinstance(changes.get("preset"), str):
         name, source = changes["preset"], f"{where}: `preset` is {changes['preset']}"
@@ -286,8 +289,8 @@ def parse_eval(arguments: Sequence[str]) -> EvalCommand:
     """Return the eval command; exit 2 with clear lines otherwise."""
     command = _parsed(EvalCommand, arguments, "launch.py eval")
     problems = []
-    if command.episodes < 1:
-        problems.append(f"--episodes {command.episodes}: must be >= 1")
+    if rule := EVALUATION_GAMES.broken_by(command.episodes):
+        problems.append(f"--episodes {shown(command.episodes)}: must be {rule}")
     if command.epsilon is not None and not 0 <= command.epsilon <= 1:
         problems.append(f"--epsilon {command.epsilon}: must be from 0 to 1")
     if not 0 <= command.seed <= MAX_GIVEN_SEED:

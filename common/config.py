@@ -27,6 +27,9 @@ _PROCESSES = 100_000
 _MINUTES = 60 * 24 * 366.0
 _PUNISHMENT = Bounds(-1e9, 0.0, "finite and <= 0", "finite and <= 0")
 _EXPONENT = Bounds(0.0, 1e6, "finite and >= 0", "<= 1e6")
+EVALUATION_GAMES = counted(10**6)
+_MOST_TEXT = 200
+_MOST_LAYERS = 100
 _RETURN = Bounds(-1e300, 1e300, "finite", "finite")
 
 
@@ -43,7 +46,7 @@ class EnvConfig:
     full_action_space: bool = False
     """All joystick actions that the console has for the game instead of the game's own: 18, or 9
     (Machado et al. 2018, section 5)."""
-    noop_max: Annotated[int, from_zero(_STEPS)] = 30
+    noop_max: Annotated[int, from_zero(100_000)] = 30
     """Most random no-ops at a game's start, in emulator frames (Mnih et al. 2015, Methods: 30)."""
     fire_reset: bool = False
     """Press FIRE for one frame at a game's start on Atari, as ale-py does; the classic wrappers
@@ -194,7 +197,7 @@ class EvaluatorConfig:
     every_minutes: Annotated[float, positive(_MINUTES)] = 5.0
     """From the start of one evaluation to the start of the next; a serial run counts 6,000 agent
     and learner steps as a minute."""
-    episodes: Annotated[int, counted(10**6)] = 5
+    episodes: Annotated[int, EVALUATION_GAMES] = 5
     """Games per evaluation."""
     epsilon: Annotated[float, SHARE] = 0.001
     """Exploration while evaluating; above 0, or Breakout waits for ever for its FIRE."""
@@ -369,8 +372,16 @@ def _broken_bounds(config: Config) -> Iterator[tuple[str, str]]:
                 rules = {bounds.broken_by(number) for number in value} or {">= 1"}
                 if rule := max(rules):
                     yield flag, f"{shown(value)}: must be one or more widths {rule}"
+                elif len(value) > _MOST_LAYERS:
+                    yield flag, f"{shown(value)}: must be at most {_MOST_LAYERS} widths"
             elif isinstance(value, int | float) and (rule := bounds.broken_by(value)):
                 yield flag, f"{shown(value)}: must be {rule}"
+        for own in dataclasses.fields(part):
+            text = getattr(part, own.name)
+            # It is printed and stored: not every text can be.
+            if isinstance(text, str) and not (len(text) <= _MOST_TEXT and text.isprintable()):
+                flag = f"{prefix}{own.name}".replace("_", "-")
+                yield flag, f"{shown(text)}: must be printable text of <= {_MOST_TEXT} characters"
 
 
 def _parts(config: Config) -> Iterator[tuple[str, Any]]:

@@ -138,11 +138,12 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 class _PlainDumper(yaml.SafeDumper):
-    """Quotes what the loader would not take for text."""
+    """Quotes the text that the loader would take for a number."""
 
 
-for _plain in (_PlainLoader, _PlainDumper):  # YAML 1.1 takes 1e-4 for text
-    _plain.add_implicit_resolver(
+# YAML 1.1 takes 1e-4 for text.
+for _either in (_PlainLoader, _PlainDumper):
+    _either.add_implicit_resolver(
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"),
         list("-+0123456789"),

@@ -212,11 +212,11 @@ class Crew:
         if handle is not self.handle(name):
             return
         why = ""
-        if isinstance(error, EnvironmentFailed):  # Ray raises the cause's own type, too
+        if isinstance(error, EnvironmentFailed):
             if not self._has_played:
                 self._give_up(name, EnvironmentFailed(cause_of(error), error.details))
             self._console.log(error.details)
-        elif isinstance(error, FloatingPointError):
+        elif isinstance(error, FloatingPointError):  # Ray raises the cause's own type, too
             why = "refused its own numbers"
         elif isinstance(error, RunEnded):
             why = "cannot go on"

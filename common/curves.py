@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.config import Config
 from common.config_file import ConfigError, overlay, read_file
-from common.files import UnreadableFile, read_json, write_whole
+from common.files import UnreadableFile, follow, read_json, write_whole
 from common.goal import RETURN_GAMES
 from common.run_folder import About, RunFolder
 from common.schedules import epsilon_ladder
@@ -52,6 +51,8 @@ the values; "plain" as they are."""
 # Values of a tag that a saved file keeps, spread evenly over them; a plot is 900 pixels wide.
 SAVED_VALUES = 300
 
+# A century: no run takes longer, whatever its events say.
+_MOST_SECONDS = 3.2e9
 _FORMAT = "troop-scalars-1"
 _MOST_BYTES = 1 << 26
 # What a saved file repeats of run.json: what it takes to judge or repeat the run.
@@ -246,7 +247,7 @@ def read_past(run_dir: Path, frames: int) -> Past:
     scalars, sessions = read_events(run_dir)
     # A clock may have been set back.
     spans_s = [session.end_s - session.start_s for session in sessions]
-    seconds = sum(span_s for span_s in spans_s if 0.0 < span_s < math.inf)
+    seconds = min(sum(span_s for span_s in spans_s if span_s > 0.0), _MOST_SECONDS)
     series = scalars.get(TRAIN_EPISODE_RETURN)
     if series is None:
         return Past((), seconds)
@@ -366,7 +367,7 @@ def _of_file(path: Path, average: float) -> RunCurves:
     """Return what `save_curves` wrote, its training returns averaged as asked for."""
     try:
         # A link of the user's own is followed.
-        content = fit(read_json(path.resolve(), _MOST_BYTES), _Saved)
+        content = fit(read_json(follow(path), _MOST_BYTES), _Saved)
         if content["format"] != _FORMAT:
             raise ValueError(f"its format is {shown(content['format'])}")
         scalars, ladder = content["scalars"], content["ladder"]

@@ -69,7 +69,9 @@ def read_bytes(path: Path, most_bytes: int) -> bytes:
       OSError: it is not there, or the disk does not give it.
     """
     with open_regular(path, most_bytes) as file:
-        return file.read(most_bytes)  # one that grows meanwhile is not read for ever
+        # What it had when it was measured: one that grows meanwhile is not read for ever, and
+        # Python sets aside as much as it is asked for, however little there is.
+        return file.read(os.fstat(file.fileno()).st_size)
 
 
 def read_text(path: Path, most_bytes: int) -> str:
@@ -101,6 +103,18 @@ def read_json(path: Path, most_bytes: int) -> Any:
     return content
 
 
+def follow(path: Path) -> Path:
+    """Return where a path of the user's own leads: links of theirs are followed.
+
+    Raises:
+      UnreadableFile: they lead in a circle, or `~name` to nobody.
+    """
+    try:
+        return path.expanduser().resolve()
+    except (RuntimeError, OSError) as error:
+        raise UnreadableFile(f"{path}: cannot be read: leads nowhere") from error
+
+
 def is_deep(content: Any) -> bool:
     """Return whether lists and dictionaries lie in each other deeper than in any of our files."""
     level = [content]
@@ -129,7 +143,7 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
       OSError: it could not be written; the old file is still there, and nothing else.
     """
     # In the same folder, since a rename is atomic only within one file system.
-    temporary = path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}")
+    temporary = unguessable(path)
     try:
         with open_new(temporary) as file:
             for part in parts:
@@ -142,6 +156,11 @@ def write_whole(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             temporary.unlink()
         raise
     sync_folder(path.parent)  # the rename itself is on the disk only once the folder is
+
+
+def unguessable(path: Path) -> Path:
+    """Return a name beside `path`, of its kind, for what becomes that file once it is whole."""
+    return path.with_name(f"{_TEMPORARY}{secrets.token_hex(8)}{path.suffix}")
 
 
 def open_new(path: Path) -> BinaryIO:
@@ -193,6 +212,11 @@ def remove(path: Path) -> None:
     """
     with suppress(FileNotFoundError, IsADirectoryError):
         path.unlink()
+
+
+def is_leftover(name: str) -> bool:
+    """Return whether a file of this name may be what a killed writer of `write_whole` left."""
+    return name.startswith(_TEMPORARY)
 
 
 def remove_leftovers(folder: Path) -> None:

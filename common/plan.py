@@ -18,8 +18,12 @@ _ROW_BYTES = 120
 _COMPRESSED_SHARE = 0.15
 # What is set aside for a row that may come: itself, and two numbers of the sum tree.
 _LEAST_ROW_BYTES = 62
-# Of its own, beside what processes share (measured: docs/performance.md).
-_ACTOR_BYTES = 150_000_000
+# Of a process of its own, beside what processes share (measured: 252 MB with eight games of Pong).
+_ACTOR_BYTES = 200_000_000
+# A game with its emulator or canvas (measured: 1.6 MB of Pong, 2.8 MB of CartPole's pixels), and
+# one without.
+_PICTURED_GAME_BYTES = 1_500_000
+_GAME_BYTES = 5_000
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,14 @@ def _needs(
     # An actor holds the frames of the segments that are not full yet.
     open_bytes = actor.envs * actor.segment_transitions * spec.observation.frame_bytes
     process_bytes = 0 if is_serial else _ACTOR_BYTES
+    is_pixels = spec.observation.dtype == "uint8"
+    game_bytes = (_PICTURED_GAME_BYTES if is_pixels else _GAME_BYTES) + observation_bytes
+    process_bytes += actor.envs * game_bytes
     needs = {
         # Weights, target, gradients and two moments.
         f"agent.hidden {shown(config.agent.hidden)}": 5 * weights_bytes,
-        f"actor.count {actor.count}": actor.count * (process_bytes + weights_bytes + open_bytes),
+        f"actor.count {actor.count} --actor.envs {actor.envs}": actor.count
+        * (process_bytes + weights_bytes + open_bytes),
         f"learner.batch-size {learner.batch_size}": (
             2 * learner.batch_size * observation_bytes * (learner.prefetch_batches + 1)
         ),

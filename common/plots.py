@@ -5,6 +5,7 @@ from __future__ import annotations
 import common.matplotlib_environment  # noqa: F401  before anything that imports matplotlib
 
 # isort: split
+import io
 import shlex
 import textwrap
 from collections import Counter
@@ -22,6 +23,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from common.curves import KINDS, Curve, RunCurves
+from common.files import write_whole
+from common.schema import one_line
 from common.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
@@ -43,6 +46,7 @@ _WIDTH_IN = 9.0
 _GREY = "#555555"
 # Characters of the smallest type that are as wide as a figure.
 _FOOTNOTE_WIDTH = 175
+_MOST_CHARACTERS = 2_000
 
 
 class Panel(NamedTuple):
@@ -99,7 +103,7 @@ def _subjects(runs: Sequence[RunCurves]) -> dict[str, tuple[Panel, ...]]:
 def _return_panel(averages: set[float]) -> Panel:
     assert len(averages) == 1, averages
     (average,) = averages
-    line = f"mean of {average:.0f} games" if average >= 1 else f"smoothed by {average}"
+    line = f"mean of {average:.15g} games" if average >= 1 else f"smoothed by {average}"
     return Panel(TRAIN_EPISODE_RETURN, f"Training return (line: {line})", False)
 
 
@@ -170,8 +174,8 @@ def provenance(run: RunCurves) -> list[str]:
 
 
 def _drawable(text: str) -> str:
-    """Escape what no font can draw: a folder may have any bytes for a name."""
-    return text.encode(errors="backslashreplace").decode()
+    """Escape what no font can draw and a terminal would obey: a folder may have any name."""
+    return one_line(text, _MOST_CHARACTERS)
 
 
 def _resumptions(resumed: Sequence[Mapping[str, Any]], commit: object) -> str:
@@ -226,11 +230,13 @@ def _draw(path: Path, panels: Sequence[Panel], what: _Figure) -> None:
             if panel.tag != _LADDER_TAG:
                 axes.set_xlabel(what.x)
         if len(what.runs) == 1:
-            figure.suptitle(what.runs[0].label, fontsize=12, color=_GREY)
+            figure.suptitle(what.runs[0].label, fontsize=12, color=_GREY, parse_math=False)
         else:
             _draw_legend(figure, what)
         _draw_footnote(figure, what.runs)
-        figure.savefig(path)
+        drawn = io.BytesIO()
+        figure.savefig(drawn)
+    write_whole(path, [drawn.getbuffer()])
 
 
 def _defaults() -> dict[Any, Any]:
@@ -247,7 +253,9 @@ def _draw_footnote(figure: Figure, runs: Sequence[RunCurves]) -> None:
         for part in textwrap.wrap(line, _FOOTNOTE_WIDTH)
     ]
     if lines:
-        figure.supxlabel("\n".join(lines), fontsize=6.5, color=_GREY, x=0.01, ha="left")
+        figure.supxlabel(
+            "\n".join(lines), fontsize=6.5, color=_GREY, x=0.01, ha="left", parse_math=False
+        )
 
 
 def _named_provenance(run: RunCurves) -> list[str]:
@@ -261,7 +269,10 @@ def _draw_legend(figure: Figure, what: _Figure) -> None:
         for run, colour in zip(what.runs, what.colours, strict=True)
     ]
     widest = max(len(run.label) for run in what.runs)
-    figure.legend(handles=handles, loc="outside upper center", ncols=max(1, 90 // (widest + 8)))
+    columns = max(1, 90 // (widest + 8))
+    legend = figure.legend(handles=handles, loc="outside upper center", ncols=columns)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def _draw_panel(axes: Axes, panel: Panel, what: _Figure) -> None:

@@ -9,6 +9,7 @@ import platform
 import re
 import shlex
 import socket
+import string
 import subprocess
 import time
 import weakref
@@ -20,7 +21,16 @@ from typing import Annotated, Any, TypedDict
 
 from common.config import Config
 from common.config_file import save_file
-from common.files import UnreadableFile, find_link, open_in_place, read_json, remove, write_whole
+from common.files import (
+    UnreadableFile,
+    find_link,
+    is_leftover,
+    open_in_place,
+    read_json,
+    remove,
+    remove_leftovers,
+    write_whole,
+)
 from common.machine import machine
 from common.schema import Bounds, Count, Misfit, fit, from_zero, one_line, shown
 from common.source import ROOT, VERSIONS, source_hash
@@ -34,7 +44,7 @@ _MAKE_A_RUN = ("run.json", "config.yaml", "incarnations.json", *_FOLDERS)
 _MOST_JSON_BYTES = 1 << 24
 _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
 # An insertion id has 16 bits for the incarnation (replay.storage).
-_INCARNATION = from_zero(2**16 - 2)
+INCARNATION = from_zero(2**16 - 2)
 _WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
 
 
@@ -174,6 +184,7 @@ class RunFolder:
             result = self.read_json("result.json", Result)
         except UnreadableFile:
             return False
+        names = {name for name in names if not is_leftover(name)}
         return names <= _BEFORE_A_RUN and (
             not result or result.keys() >= Result.__annotations__.keys()
         )
@@ -213,6 +224,7 @@ class RunFolder:
         except OSError as error:
             raise self._cannot_be_written(error) from error
         self.lock()
+        remove_leftovers(self.path)
         self.write_json("result.json", result)
 
     def begin(self, config: Config, game: str, command: list[str]) -> None:
@@ -293,7 +305,7 @@ class RunFolder:
         Raises:
           UnreadableFile: the file is missing or damaged: numbers would be given twice.
         """
-        found = self.read_json("incarnations.json", dict[str, Annotated[int, _INCARNATION]])
+        found = self.read_json("incarnations.json", dict[str, Annotated[int, INCARNATION]])
         path = self.path / "incarnations.json"
         if not found:
             raise UnreadableFile(f"{path}: cannot be read: it is not there, or says nothing")
@@ -379,9 +391,14 @@ class Place(os.PathLike[str]):
 
 
 def for_shell(path: Path) -> str:
-    """Return a path as it can be pasted behind a flag."""
-    text = str(path)
-    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+    """Return a path as it can be pasted behind a flag, in one line whatever its name is."""
+    text = f"./{path}" if str(path).startswith("-") else str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    # Line ends, bytes that are no text: as bash, zsh and ksh take them.
+    plain = string.ascii_letters + string.digits + "/._-"
+    spelt = (chr(b) if chr(b) in plain else f"\\x{b:02x}" for b in os.fsencode(text))
+    return f"$'{''.join(spelt)}'"
 
 
 def _arrive(path: Path, held: Path, identity: tuple[int, int]) -> RunFolder:

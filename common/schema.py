@@ -19,6 +19,8 @@ from typing import Annotated, Any, Literal
 
 # Whatever counts something fits into this, and so into numpy's and torch's integers.
 MOST_INT = 2**63 - 1
+# What is counted on from a file still fits, and so can be read again.
+_MOST_COUNT = 2**62
 _SHOWN_CHARACTERS = 80
 
 
@@ -66,7 +68,7 @@ def positive(most: float) -> Bounds:
 
 
 SHARE = Bounds(0, 1, "from 0 to 1", "from 0 to 1")
-Count = Annotated[int, from_zero(MOST_INT)]
+Count = Annotated[int, from_zero(_MOST_COUNT)]
 """A whole number of things."""
 
 

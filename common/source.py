@@ -18,8 +18,8 @@ def source_hash() -> str:
     """Return a hash of Troop's source, Python's minor version and the main packages' versions."""
     digest = hashlib.sha256()
     for folder in ("actors", "common", "learner", "replay"):
-        for file in sorted((ROOT / folder).glob("*.py")):
-            digest.update(file.name.encode() + file.read_bytes())
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     digest.update((ROOT / "launch.py").read_bytes())
     # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
     versions = [metadata.version(name).partition("+")[0] for name in VERSIONS]

@@ -326,6 +326,9 @@ def _events(path: Path) -> Iterator[Any]:
                 return
             data = file.read(length + 4)
             try:
-                yield event_pb2.Event.FromString(data[:length])
+                event = event_pb2.Event.FromString(data[:length])
             except DecodeError:
                 return
+            if not math.isfinite(event.wall_time):  # nothing of ours
+                return
+            yield event

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-from common.files import open_regular, remove_leftovers, write_whole
-from common.schema import Count, fit, one_line
+from common.files import follow, open_regular, remove_leftovers, write_whole
+from common.schema import Count, fit, one_line, shown
 
 _NAME = re.compile(r"checkpoint_(\d{10,})\.pt")
 _BEST = "best.pt"
@@ -86,9 +86,11 @@ def load(path: Path) -> dict[str, Any]:
                 raise CheckpointError(
                     f"Expect a checkpoint at {path}, actually: truncated, or no checkpoint at all"
                 )
+            _expect_no_bomb(file)
             _expect_undamaged(file)
             file.seek(0)
             payload = torch.load(file, weights_only=True, map_location="cpu")
+            _expect_plain(payload, "payload")
     except CheckpointError:
         raise
     except FileNotFoundError as error:
@@ -112,14 +114,18 @@ def _is_archive(file: BinaryIO) -> bool:
         return True  # with a damaged end
 
 
+def _expect_no_bomb(file: BinaryIO) -> None:
+    """Refuse what would become larger than the file: torch compresses nothing."""
+    with zipfile.ZipFile(file) as archive:
+        held_bytes = sum(member.file_size for member in archive.infolist())
+    if held_bytes > os.fstat(file.fileno()).st_size:
+        raise zipfile.BadZipFile("it holds more than its own size")
+
+
 def _expect_undamaged(file: BinaryIO) -> None:
     """Compare the archive's checksums, which torch does not; half as long as its own reading."""
-    num_bytes = os.fstat(file.fileno()).st_size
     with zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-        # Torch compresses nothing. What would become larger than the file is somebody's bomb.
-        if sum(member.file_size for member in members) > num_bytes:
-            raise zipfile.BadZipFile("it holds more than its own size")
         damaged = archive.testzip()
         if damaged is not None:
             raise zipfile.BadZipFile(f"damaged in {damaged}")
@@ -139,7 +145,15 @@ def _expect_plain(value: object, where: str) -> None:
         assert isinstance(value, list | tuple)
         for index, item in enumerate(value):
             _expect_plain(item, f"{where}[{index}]")
-    elif type(value) not in _PLAIN_TYPES and type(value) is not torch.Tensor:
+    elif type(value) is torch.Tensor:
+        # A tensor may speak of more than there is, which whoever computes with it would allocate.
+        if value.layout is not torch.strided or value.device.type == "meta":
+            raise TypeError(
+                f"Expect `{shown(where)}` dense, actually: {value.layout}, {value.device}"
+            )
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise TypeError(f"Expect `{shown(where)}` with {value.nbytes} bytes of its own")
+    elif type(value) not in _PLAIN_TYPES:
         raise TypeError(
             f"Expect `{where}` to be a tensor, number, text, None, dict, list or tuple, "
             f"actually: {type(value).__module__}.{type(value).__name__}"
@@ -255,11 +269,12 @@ class CheckpointFolder:
 
         Raises:
           CheckpointError: there is no last one yet.
+          UnreadableFile: the path leads nowhere.
         """
         if name == "best":
             return self.best
         if name != "last":
-            return Path(name).expanduser().resolve()  # links of the user's own are followed
+            return follow(Path(name))
         newest = self.newest()
         if newest is None:
             raise CheckpointError(f"{self._folder}: has no checkpoint yet")
@@ -288,6 +303,7 @@ def _read_order(path: Path) -> _Order:
     step = int(path.stem.rpartition("_")[2])
     try:
         with open_regular(path, _MOST_BYTES) as file:
+            _expect_no_bomb(file)
             name = f"/proc/self/fd/{file.fileno()}"
             payload = torch.load(name, weights_only=True, map_location="cpu", mmap=True)
         counters = payload.get("counters", {})

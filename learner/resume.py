@@ -77,10 +77,14 @@ def find_start(folder: RunFolder, config: Config, spec: EnvironmentSpec | None) 
             f"--replay.shards {config.replay.shards}: must stay {before.replay.shards} in a "
             "resumed run whose replay was saved; --checkpoint.no-replay starts with an empty one"
         )
+    counters, incarnations = sound.payload["counters"], folder.read_incarnations()
+    # The file may be older than the checkpoint, of a disk that took that one only; the next
+    # learner's checkpoints must be the newer ones.
+    incarnations["learner/0"] = max(incarnations.get("learner/0", 0), counters["incarnation"] + 1)
     return Start(
         checkpoint=str(sound.path),
-        counters=sound.payload["counters"],
-        incarnations=folder.read_incarnations(),
+        counters=counters,
+        incarnations=incarnations,
         notes=notes,
         scale=scale,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from common.config import Config
+from common.schema import one_line
 from common.seeding import derive_seed
 from common.types import EnvironmentSpec
 from replay.decoding import Decoder
@@ -98,6 +99,6 @@ def restore(shard: ReplayShard, folder: SnapshotFolder) -> str:
             return "starts empty: it has no snapshot" if shard.incarnation > 0 else ""
         shard.restore(found.state)
     except (SnapshotError, OSError) as error:
-        return f"starts empty: {error}"
+        return f"starts empty: {one_line(str(error), 1_000)}"
     passed_over = "".join(f"; passed over {line}" for line in found.damaged)
     return f"goes on with the {len(found.state.masses):,} transitions of its snapshot{passed_over}"

@@ -301,7 +301,7 @@ CHANGES = {
 
 @settings(deadline=None)  # files, on disks that others use, too
 @given(values=st.fixed_dictionaries({}, optional=CHANGES))
-@example(values={"preset": "0E0"})  # text
+@example(values={"preset": "0E0"})
 def test_yaml_round_trip_is_exact(
     values: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

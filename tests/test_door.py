@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ import pytest
 import torch
 import yaml
 from launching import launch
+from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 import launch as driver
 from common.command_line import read_train
@@ -24,8 +28,10 @@ from common.config_file import ConfigError, read_file
 from common.files import UnreadableFile, read_bytes, read_json, write_whole
 from common.run_folder import RunFolder
 from common.schema import Misfit, fit, shown
+from common.tensorboard import event_files
 from learner.assembly import load_network
 from learner.checkpoint import CheckpointError, CheckpointFolder, load, save
+from replay.manifest import pack_manifest, unpack_manifest
 
 NEW = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled", "--seed", "7")
 # Before a file that is none is refused, on a machine that others use, too.
@@ -485,7 +491,7 @@ def test_settings_through_a_link_of_the_user_s_own_are_read(tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (("--actors", "1000000000"), "must be <= 100,000"),
-        (("--actors", "90000"), "takes about 13,5"),
+        (("--actors", "90000"), "takes about 18,"),
         (("--agent.network", "mlp", "--agent.hidden", "1000000", "1000000"), "--agent.hidden"),
         (("--replay.capacity", "100000000000", "--replay.max-bytes", "1000000000"), "takes about"),
         (("--seed", "9" * 4_000), "--seed a whole number of about 4,000 digits: must be <="),
@@ -525,3 +531,163 @@ def test_real_process_with_a_stranger_s_run_ends_with_2_and_no_traceback(
         done = launch(*arguments, environment={"PYTHONPATH": str(run.parent)}, cwd=tmp_path)
         assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     assert not (run / "it ran").exists()
+
+
+# --- what a file says of itself ------------------------------------------------------------------
+
+
+def test_tensor_that_speaks_of_more_than_there_is_is_refused(
+    run: Path, refused: Callable[..., str]
+) -> None:
+    for path in run.glob("checkpoints/checkpoint_*.pt"):
+        payload = load(path)
+        name = next(iter(payload["learner"]["network"]))
+        payload["learner"]["network"][name] = torch.zeros(1).expand(10**5, 10**5)
+        torch.save(payload, path)  # `save` refuses it, too
+    with quickly():
+        assert "bytes of its own" in refused(*resumed(run))
+
+
+def test_archive_that_grows_is_no_checkpoint_for_whoever_asks_for_its_age(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint_0000000001.pt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr("archive/version", "3\n")
+        with archive.open("archive/data.pkl", "w", force_zip64=True) as member:
+            for _ in range(200):
+                member.write(b"\0" * (1 << 24))
+    code = (
+        "import resource, sys; from learner.checkpoint import CheckpointFolder\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        f"CheckpointFolder({str(tmp_path)!r}, 1).newest()\n"
+        "grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before\n"
+        "assert grown_kb < 500_000, grown_kb"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_chunk_of_any_size_that_a_manifest_names_starts_empty_and_says_so(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in run.glob("checkpoints/replay_0/*.manifest"):
+        manifest = unpack_manifest(path.read_bytes())
+        runs = tuple(r._replace(chunk=r.chunk._replace(num_bytes=2**61)) for r in manifest.runs)
+        path.write_bytes(b"".join(pack_manifest(manifest._replace(runs=runs))))
+    assert driver.main(list(resumed(run))) == 0
+    assert "replay 0: starts empty: Expect a whole snapshot" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\ud800", "x" * 10_000])
+def test_text_that_cannot_be_printed_is_no_setting(
+    run: Path, refused: Callable[..., str], text: str
+) -> None:
+    settings = (run / "config.yaml").read_text()
+    changed = settings.replace("preset: cartpole", f"preset: {json.dumps(text)}")
+    (run / "config.yaml").write_text(changed)
+    said = refused(*resumed(run))
+    assert "`preset` is " in said and "must be printable text of <= 200 characters" in said
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\ud800", "x" * 1_000_000])
+def test_what_a_checkpoint_says_of_its_game_is_told_in_one_short_line(
+    run: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    payload = load(newest(run))
+    payload["spec"]["protocol"] = text
+    save(newest(run), payload)
+    assert driver.main(["eval", str(run), "--episodes", "1"]) == 0
+    said = capfd.readouterr().out
+    assert "\x1b" not in said and len(said) < 3_000
+
+
+@pytest.mark.parametrize("text", ["\x1b[2J", "\ud800", "$\\foo$", "x" * 1_000_000])
+def test_what_run_json_says_is_drawn_and_told_as_it_is(
+    run: Path, capfd: pytest.CaptureFixture[str], text: str
+) -> None:
+    about = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(about | {"command": [text]}))
+    renamed = run.rename(run.with_name("costs $\\foo$"))
+    for arguments in ((str(renamed),), (str(renamed), str(renamed))):
+        assert driver.main(["plot", *arguments]) == 0
+    said = capfd.readouterr().out
+    assert "\x1b" not in said and len(said) < 12_000
+
+
+def test_time_that_events_tell_does_not_lock_a_run(run: Path) -> None:
+    for wall_s, frames in ((1e300, 1150), (float("nan"), 1200), (1.7e9, 1250)):
+        event = event_pb2.Event(wall_time=wall_s)
+        with event_files(run)[-1].open("ab") as file:
+            RecordWriter(file).write(event.SerializeToString())
+        assert driver.main([*resumed(run)[:3], "--total-frames", str(frames)]) == 0
+    assert driver.main(["plot", str(run), "--x", "minutes"]) == 0
+
+
+def test_newest_state_is_newest_also_where_incarnations_could_not_be_kept(run: Path) -> None:
+    """A full disk keeps `incarnations.json` from being written, and has room again later."""
+    before = (run / "incarnations.json").read_bytes()
+    assert driver.main([*resumed(run), "--checkpoint.every-minutes", "0.05"]) == 0
+    (run / "incarnations.json").write_bytes(before)
+    more = ("--total-frames", "2600", "--checkpoint.every-minutes", "1")
+    assert driver.main([*resumed(run)[:3], *more]) == 0
+    counters = load(CheckpointFolder(run / "checkpoints", 1).newest() or run)["counters"]
+    assert counters["agent_steps"] >= 2600
+
+
+# --- paths ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["loop", "~nobody-of-that-name/x"])
+def test_path_that_leads_nowhere_is_one_line(
+    run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.chdir(run.parent)
+    Path("loop").symlink_to("loop")
+    assert "nowhere" in refused("eval", run, "--checkpoint", path)
+    assert path in refused("--config", path)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "\x1b[2J", "a b'\"$`\\", "-x", "\udc80\udcff", "~", "é"])
+def test_hint_can_be_pasted_whatever_the_folder_is_called(
+    run: Path, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(run.parent)
+    run.rename(run.parent / name)
+    said = refused("--preset", "cartpole", f"--run-dir={Path(name).absolute()}")
+    pasted = said.partition("--resume ")[2].removesuffix(", or name another")
+    done = subprocess.run(["bash", "-c", f"printf %s {pasted}"], capture_output=True, check=True)
+    assert done.stdout == os.fsencode(Path(name).absolute())
+
+
+def test_what_a_killed_start_left_keeps_nobody_from_starting(tmp_path: Path) -> None:
+    (tmp_path / ".troop-0123456789abcdef").write_text("half")
+    arguments = [*NEW, "--total-frames", "1100", "--run-dir", str(tmp_path)]
+    assert driver.main(arguments) == 0
+    assert not list(tmp_path.glob(".troop-*"))
+
+
+def test_video_and_plots_are_written_past_whatever_has_their_names(run: Path) -> None:
+    step = load(newest(run))["counters"]["learner_step"]
+    video = run / "videos" / f"cartpole_v1_{step:010d}.mp4"
+    os.mkfifo(video.with_suffix(".partial.mp4"))
+    os.mkfifo(run / "plots" / "return.png")
+    with quickly():
+        assert driver.main(["eval", str(run), "--episodes", "1", "--video"]) == 0
+        assert driver.main(["plot", str(run)]) == 0
+    assert video.is_file() and (run / "plots" / "return.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("eval", "{run}", "--episodes", "1" + "0" * 18), "--episodes"),
+        (("plot", "{run}", "--out", "/dev/null"), "/dev/null: cannot be written"),
+        (("bench", "actor", "--json", "/nowhere/x.json"), "--json /nowhere/x.json: must be"),
+        (("--env.noop-max", "2147483647"), "must be <= 100,000"),
+        (("--actor.envs", "30000"), "--actor.envs 30000: takes about"),
+        (("--preset", "cartpole", "--agent.hidden", *["1"] * 101), "must be at most 100 widths"),
+    ],
+)
+def test_what_no_command_can_do_is_one_line(
+    run: Path, refused: Callable[..., str], arguments: tuple[str, ...], said: str
+) -> None:
+    with quickly():
+        assert said in refused(*(word.format(run=run) for word in arguments))

@@ -352,8 +352,9 @@ def test_environment_that_fails_is_one_line_and_its_traceback_is_in_the_log(
     score: bool,
 ) -> None:
     run = odd_run(tmp_path / "run", name)
+    known = ("--env", f"odd_environments:{name}-v0")
     with pytest.raises(SystemExit) as end:
-        driver.main(["eval", str(run), "--episodes", "2", *flags])
+        driver.main(["eval", str(run), "--episodes", "2", *known, *flags])
     assert end.value.code == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"launch.py: the environment odd_environments:{name}-v0, {line}")

@@ -343,7 +343,8 @@ def test_a_run_whose_checkpoint_knows_no_scale_goes_on_as_it_began(tmp_path: Pat
     payload = load(path)
     del payload["spec"]["scale"]
     save(path, payload)
-    more = ("--resume", str(run), "--serial", "--total-frames", "5000")
+    known = ("--env", "odd_environments:Bits-v0")
+    more = ("--resume", str(run), "--serial", "--total-frames", "5000", *known)
     done = launch(*more, environment=ON_THE_PATH)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Observations are divided by 255; rewards are learned as they are" in done.stdout

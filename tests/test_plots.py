@@ -16,7 +16,7 @@ from launching import launch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import tags
+from common import plots, tags
 from common.command_line import PlotCommand
 from common.config import ActorConfig, Config
 from common.config_file import save_file
@@ -76,11 +76,16 @@ def _pixels(path: Path) -> tuple[int, int]:
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """Every figure by the name of its file, as it was when saved; nothing is rendered."""
     saved: dict[str, Figure] = {}
+    drawn: list[Figure] = []
 
-    def savefig(self: Figure, path: Path, **_: Any) -> None:
-        saved[path.stem] = self
+    def savefig(self: Figure, *_: Any, **__: Any) -> None:
+        drawn.append(self)
+
+    def write_whole(path: Path, _: Any) -> None:
+        saved[path.stem] = drawn[-1]
 
     monkeypatch.setattr(Figure, "savefig", savefig)
+    monkeypatch.setattr(plots, "write_whole", write_whole)
     return saved
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from design_tags import DESIGN_TAGS
+from fakes import made
 
 from common.console import Console, RunStatus
 from common.reporter import Progress, Reporter
@@ -135,7 +136,7 @@ class Stage:
 
     def start(self, **changes: Any) -> Reporter:
         before = changes.get("agent_steps_before", 0) * 4
-        events = EventWriter(folder=self.folder, flush_s=10.0, first_frames=before)
+        events = EventWriter(folder=made(self.folder), flush_s=10.0, first_frames=before)
         settings: dict[str, Any] = {
             "spec": PONG,
             "total_frames": 40_000,

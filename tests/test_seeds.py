@@ -237,6 +237,8 @@ def test_the_schedule_of_epsilon_reaches_an_actor_of_ray() -> None:
     config = PRESETS["seed-pong"].config
     spec, nobody = resolve(config.env), object()
     actor: Any = ActorProcess(config, spec, [nobody], nobody, 0, 0, source_hash())
+    actor.stop()
+    actor.run()  # its environments are made as it begins
     buffer = flatten_state(build_network(config.agent, spec))
     actor._poller.poll = lambda: Weights(WeightsVersion(0, 1), buffer, agent_steps=30_000)
     assert actor._loop.policy.epsilons.tolist() == [1.0]

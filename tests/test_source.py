@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from fakes import made
 
 from common import source
 from common.source import ROOT, expect_source, source_hash
@@ -49,6 +50,12 @@ CHANGES: dict[str, Callable[[Path], object]] = {
     "common changed": lambda root: append(root / "common" / "types.py"),
     "launch changed": lambda root: append(root / "launch.py"),
     "file added": lambda root: (root / "common" / "new.py").write_text(""),
+    "file added in a folder of its own": lambda root: (
+        made(root / "common" / "deep") / "new.py"
+    ).touch(),
+    "file moved to another package": lambda root: (root / "common" / "seeding.py").rename(
+        root / "replay" / "seeding.py"
+    ),
     "file gone": lambda root: (root / "common" / "seeding.py").unlink(),
     "file renamed": lambda root: (root / "common" / "seeding.py").rename(
         root / "common" / "sowing.py"
