@@ -33,8 +33,8 @@ _CONSTRUCTOR_FAILED = "error raised in its creation task"
 
 def cause_of(error: BaseException) -> str:
     """Return the line of a Ray error that says what happened, which is its last."""
-    if isinstance(error, EnvironmentFailed):
-        return str(getattr(error, "cause", error))  # without the actor's traceback around it
+    if isinstance(error, RunEnded):
+        return str(getattr(error, "cause", error))  # without the process's traceback around it
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
 

@@ -307,6 +307,9 @@ def join_cluster(address: str) -> None:
 def _init(**settings: Any) -> None:
     """Call `ray.init`; leave the answer to SIGTERM as it was: Ray's own exits with 15."""
     before = signal.getsignal(signal.SIGTERM)
+    # Raylet tells at length of every process that was killed; the run does so itself, in a line.
+    worker: Any = ray._private.worker
+    worker.print_to_stdstream = lambda *data, **options: None
     try:
         ray.init(log_to_driver=False, configure_logging=False, namespace="troop", **settings)
     except SystemExit as error:

@@ -43,6 +43,7 @@ def test_run_that_insists_ends_with_the_compilers_error_and_starts_nobody_again(
     (line,) = [line for line in done.stdout.splitlines() if "the run ended: " in line]
     why = "--learner.compile on: must not be on where steps cannot be compiled: "
     assert f"{why}{REASON}" in line
+    assert "RunEnded" not in line
     assert "died" not in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert f"{why}{REASON}" in result_of(run)["end_reason"]
