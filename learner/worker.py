@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,6 +13,7 @@ import torch
 
 from common.heartbeat import Alive, Heartbeat
 from common.plan import Plan
+from common.process import descendants
 from common.reports import LearnerReport
 from common.saver import Saver
 from common.source import expect_source
@@ -234,7 +231,8 @@ class LearnerProcess:
                 self._loop.republish()
                 waited_s += _REPORT_S
                 if waited_s >= _COMPILE_S:
-                    _kill_descendants(os.getpid())
+                    for process in descendants():  # they may hold its pipes open
+                        process.kill()
 
         with ThreadPoolExecutor(1, "republish") as pool:
             telling = pool.submit(tell)
@@ -281,15 +279,6 @@ class LearnerProcess:
             plan.config, plan.spec, self._learner, self._loop, self._sampler.rng_state
         )
         return lambda: str(self._folder.save(payload, step))
-
-
-def _kill_descendants(pid: int) -> None:
-    """Kill what a process started, and what that started, which may hold its pipes open."""
-    for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # gone meanwhile
-            for child in map(int, children.read_text().split()):
-                _kill_descendants(child)
-                os.kill(child, signal.SIGKILL)
 
 
 _shell: Any = ray.remote  # its overloads do not know concurrency groups
