@@ -45,7 +45,7 @@ class Heartbeat:
         """
         self._place = ""
         if self._beat_s is not None:
-            self._beat_s = time.monotonic()
+            self.beat()
 
     def alive(self) -> Alive:
         """Return who this is, how long ago the loop turned, and where it is."""

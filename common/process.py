@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,34 +53,10 @@ class Process(NamedTuple):
         return ""
 
     def kill(self) -> None:
-        """Send it SIGKILL; nobody else gets it, and it need not live any more."""
-        with contextlib.suppress(ProcessLookupError), _held(self.pid) as descriptor:
-            if Process.of(self.pid) != self:
-                return
-            if descriptor is None:
+        """Send it SIGKILL; who has its number by now does not get it."""
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
-            else:
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-
-
-@contextlib.contextmanager
-def _held(pid: int) -> Iterator[int | None]:
-    """Hold on to whoever has a number now; the descriptor is None where the kernel has none.
-
-    Raises:
-      ProcessLookupError: nobody has it.
-    """
-    try:
-        descriptor = os.pidfd_open(pid)
-    except ProcessLookupError:
-        raise
-    except OSError:  # an old kernel, or a container that forbids it
-        yield None
-        return
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def adopt_orphans() -> None:
@@ -93,8 +68,8 @@ def adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def descendants(pid: int) -> set[Process]:
-    """Return every process that a process started, and what those started in turn.
+def descendants() -> set[Process]:
+    """Return every process that this one started, and what those started in turn.
 
     One whose parent has ended is found only under who adopted it.
     """
@@ -104,7 +79,7 @@ def descendants(pid: int) -> set[Process]:
             process = Process(int(entry.name), int(stat[_STARTED]))
             children.setdefault(int(stat[_PARENT]), []).append(process)
     found: set[Process] = set()
-    waiting = [pid]
+    waiting = [os.getpid()]
     while waiting:
         for child in children.get(waiting.pop(), []):
             found.add(child)

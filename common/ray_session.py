@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import logging
 import os
 import re
 import resource
@@ -13,63 +14,149 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants, services
+from ray._private import node, ray_constants, services
 
 from common.machine import available_cores
-from common.private_folder import NoPlace, PrivateFolder
+from common.private_folder import PrivateFolder
 from common.process import Process, adopt_orphans, descendants
-from common.ray_logs import errors
-from common.ray_start import known_ports, patience, quiet
 
 # Ray's object store carries compressed segments and batches, and weights; they pass through within
 # seconds.
 _OBJECT_STORE_BYTES = 1 << 30
 # Without these processes no run goes on.
 _DAEMONS = ("raylet", "gcs_server")
+# How long they may take to come up: beside 40 busy processes on two cores it was a minute.
+_PATIENCE_S = 180.0
+_STEP_S = "2"  # as common/ray_environment.py has it for the other wait
 _KILL_S = 10.0
-_KNOCK_S = 10.0
+_KNOCK_S = 10
 _LONGEST_CAUSE = 400  # characters
-# Looks for a token and asks a cluster for its number, as every process of Ray does first.
-_KNOCK = """
-import sys
-from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-from ray._raylet import GcsClient
-print(flush=True)
-ensure_token_if_auth_enabled(create_token_if_missing=False)
-GcsClient(address=sys.argv[1])
-"""
 # Each process of a run takes some of raylet's.
 _LEAST_OPEN_FILES = 1024
 # Linux takes so long a path for a socket; this is the longest that Ray makes in its folder.
 _SOCKET_BYTES = 107
-_RAY = "ray"
-_SOCKET = "/ray/session_2026-11-27_04-17-45_425000_4194304/sockets/dash_TaskEventsHead"
+_SOCKET = "/session_2026-11-27_04-17-45_425000_4194304/sockets/dash_TaskEventsHead"
 # Variables that say which Ray, where and with whom: of another Ray than the run's own.
 _OF_ANOTHER_RAY = re.compile(
     "RAY_(ADDRESS|AUTH_TOKEN|CLIENT|CLOUD|GCS_SERVER|JOB|NAMESPACE|NODE|OVERRIDE|REDIS|TLS|USE_TLS"
     "|RUNTIME_ENV_HOOK|TMPDIR|gcs_storage).*"
 )
+# An error in the logs of Ray or of its gRPC: what follows the place in the source. Those of
+# logging.cc are stack traces.
+_ERROR = re.compile(
+    r"^(?:\[[^]]* [EC] \d+ \d+\] .*?|E\d{4} .*?)(?!logging)\b\w+\.cc:\d+[]:]\s*(\S.*?)\s*$", re.M
+)
+# Looks for a token and asks a cluster for its number, as every process of Ray does first.
+_KNOCK = f"""
+import signal, sys
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient
+signal.alarm({_KNOCK_S})  # not before: importing Ray takes its time on a busy machine
+ensure_token_if_auth_enabled(create_token_if_missing=False)
+GcsClient(address=sys.argv[1])
+"""
 
-# Whether what this process forks is a part of Ray.
-_is_starting = False
-_folder: PrivateFolder | None = None
-_daemons: dict[Process, str] = {}  # their names
-_stopped_s: dict[Process, float] = {}  # since when
-_others: set[Process] = set()  # what this process had started before Ray
+
+class _OwnRay:
+    """A Ray for this run alone: its folder and its processes."""
+
+    def __init__(self) -> None:
+        """Make the folder; start nothing yet.
+
+        Raises:
+          OSError: there is no place for it.
+        """
+        self.is_starting = False  # so what this process forks is a part of it
+        # Ray makes its folder writable by all, so it lies in one that is not.
+        self.folder = PrivateFolder("ray", longest_bytes=_SOCKET_BYTES - len(_SOCKET))
+        adopt_orphans()
+        self._others = descendants()
+        self._daemons: dict[Process, str] = {}  # their names
+        self._stopped_s: dict[Process, float] = {}  # since when
+        self._patient_until_s = time.monotonic() + _PATIENCE_S
+
+    def start(self, *, dashboard: bool) -> None:
+        """Start it.
+
+        Raises:
+          Exception: any; what was started may be left.
+        """
+        self.is_starting = True
+        os.environ["RAY_gcs_server_port_wait_time_s"] = _STEP_S  # noqa: SIM112
+        try:
+            _init(
+                address="local",
+                num_cpus=available_cores(),  # Ray itself knows nothing of most quotas
+                object_store_memory=_OBJECT_STORE_BYTES,
+                include_dashboard=dashboard,
+                _temp_dir=str(self.folder.path),
+            )
+        finally:
+            self.is_starting = False
+        self._find_daemons()
+
+    def dead_daemon(self, silence_s: float) -> str:
+        """Return what became of a daemon that died; one stopped for so long is killed."""
+        now_s = time.monotonic()
+        for process, name in self._daemons.items():
+            state = process.state
+            if state in ("", "Z"):
+                return f"its {name} is gone{self._complaint(name)}"
+            if state != "T":
+                self._stopped_s.pop(process, None)
+            elif now_s - self._stopped_s.setdefault(process, now_s) > silence_s:
+                process.kill()
+                return f"its {name} was stopped for {silence_s:.0f} s"
+        return ""
+
+    def end(self) -> None:
+        """End every process and remove every file."""
+        deadline_s = time.monotonic() + _KILL_S
+        while (left := self._living()) and time.monotonic() < deadline_s:
+            for process in left:
+                process.kill()
+            time.sleep(0.02)
+        self.folder.remove()
+
+    def may_come_up(self) -> bool:
+        """Return whether what Ray waits for may still come.
+
+        Raises:
+          ConnectionError: it cannot, for a daemon is gone.
+        """
+        self._find_daemons()
+        if gone := self.dead_daemon(_PATIENCE_S):
+            raise ConnectionError(gone)
+        return time.monotonic() < self._patient_until_s
+
+    def _find_daemons(self) -> None:
+        names = {process: process.name for process in descendants() - self._others}
+        self._daemons |= {process: name for process, name in names.items() if name in _DAEMONS}
+
+    def _living(self) -> list[Process]:
+        return [process for process in descendants() - self._others if process.is_alive]
+
+    def _complaint(self, name: str) -> str:
+        """Return, after a colon, the last error that a daemon wrote down; "" if it wrote none."""
+        try:
+            log = self.folder.path / "session_latest" / "logs" / f"{name}.err"
+            found = _ERROR.findall(log.read_text(errors="replace"))
+        except OSError:
+            return ""
+        return f": {found[-1].rpartition('Check failed: ')[2]}" if found else ""
 
 
-class _Ended(Exception):
-    """A process that Ray's start waits for is gone; the text says which, and why."""
+_own: _OwnRay | None = None
 
 
 def _leave_group() -> None:
-    if _is_starting:
+    if _own is not None and _own.is_starting:
         os.setpgrp()
 
 
@@ -77,6 +164,27 @@ def _leave_group() -> None:
 # driver alone: Ray ends at once on SIGTERM, and the learner could not save. Ray has no option for
 # it; it forks in a way that calls these hooks.
 os.register_at_fork(after_in_child=_leave_group)
+
+
+def _patient(wait: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what waits again, after each RuntimeError, for an own Ray that may still come up."""
+
+    def wait_on(*arguments: Any, **options: Any) -> Any:
+        while True:
+            try:
+                return wait(*arguments, **options)
+            except RuntimeError:
+                if _own is None or not _own.is_starting or not _own.may_come_up():
+                    raise
+
+    return wait_on
+
+
+# Ray waits 30 s for each of its daemons, whether it lives or not, and has no option for it.
+_services: Any = services
+_services.get_node = _patient(services.get_node)
+_node: Any = node
+_node.wait_for_persisted_port = _patient(node.wait_for_persisted_port)
 
 
 def problems() -> list[str]:
@@ -91,16 +199,7 @@ def problems() -> list[str]:
     return found
 
 
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def start_local(
-    *,
-    note: Callable[[str], None] = _to_stderr,
-    dashboard: bool = False,
-    object_store_bytes: int = _OBJECT_STORE_BYTES,
-) -> None:
+def start_local(*, note: Callable[[str], None] = print, dashboard: bool = False) -> None:
     """Start a Ray for this run alone; never join one that happens to be there.
 
     The token is fresh and lives in this process's environment, which Ray's own processes inherit:
@@ -110,50 +209,35 @@ def start_local(
     Args:
       note: told of a start that failed and is tried once more.
       dashboard: whether Ray's web pages come with it.
-      object_store_bytes: of shared memory.
 
     Raises:
       ConnectionError: it cannot be started; the text is one line, and nothing of it is left.
     """
+    global _own
     if found := problems():
         raise ConnectionError("; ".join(found))
     _forget_other_rays()
     atexit.register(shut_down)
-    is_up = False
     for is_last in (False, True):
         try:
-            # Ports that are known beforehand help a busy machine, but somebody else could take them
-            # before the agents do, and be sent the token: so only where it did not work without.
-            with known_ports() if is_last else contextlib.nullcontext():
-                _start(note, dashboard=dashboard, object_store_bytes=object_store_bytes)
-            is_up = True
+            _own = _OwnRay()
+            _own.start(dashboard=dashboard)
             return
-        except NoPlace as error:
-            raise ConnectionError(f"Ray did not start: {error}") from error
         except Exception as error:  # ray.init raises anything, bare Exception among it
-            cause = f"{_cause(error)} ({_circumstances()})"
+            cause = f"{_in_a_line(error)} (it may be short of something: {_circumstances()})"
+            shut_down()
             if is_last:
                 raise ConnectionError(f"Ray did not start, twice: {cause}") from error
             note(f"Ray did not start, trying once more: {cause}")
-        finally:
-            if not is_up:
-                shut_down()
 
 
 def shut_down() -> None:
     """Leave Ray; of a Ray of the run's own, also end every process and remove every file."""
-    global _folder
+    global _own
     ray.shutdown()
-    _daemons.clear()
-    _stopped_s.clear()
-    if _folder is not None:
-        deadline_s = time.monotonic() + _KILL_S
-        while (left := _living()) and time.monotonic() < deadline_s:
-            for process in left:
-                process.kill()
-            time.sleep(0.02)
-        _folder.remove()
-        _folder = None
+    if _own is not None:
+        _own.end()
+        _own = None
 
 
 def dead_daemon(silence_s: float) -> str:
@@ -164,16 +248,7 @@ def dead_daemon(silence_s: float) -> str:
     Args:
       silence_s: one that is stopped for so long is killed, and counts as dead.
     """
-    for process, name in _daemons.items():
-        state = process.state
-        if state in ("", "Z"):
-            return f"its {name} is gone{_complaint(name, -1)}"
-        if state != "T":
-            _stopped_s.pop(process, None)
-        elif time.monotonic() - _stopped_s.setdefault(process, time.monotonic()) > silence_s:
-            process.kill()
-            return f"its {name} was stopped for {silence_s:.0f} s"
-    return ""
+    return "" if _own is None else _own.dead_daemon(silence_s)
 
 
 def _forget_other_rays() -> None:
@@ -193,90 +268,15 @@ def _forget_other_rays() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False
 
 
-def _start(note: Callable[[str], None], *, dashboard: bool, object_store_bytes: int) -> None:
-    """Try once.
-
-    Raises:
-      Exception: any; what was started may be left.
-    """
-    global _is_starting, _folder, _others
-    _folder = PrivateFolder(longest_bytes=_SOCKET_BYTES - len(_SOCKET))
-    adopt_orphans()
-    _others = descendants(os.getpid())
-    _is_starting = True
-    try:
-        with patience(_expect_living_daemons), quiet():
-            _init(
-                address="local",
-                num_cpus=available_cores(),  # Ray itself knows nothing of most quotas
-                # Ray makes its folder writable by all, so it must not be the private one itself.
-                _temp_dir=str(_folder.path / _RAY),
-                _plasma_directory=str(_shared_memory(object_store_bytes, note)),
-                object_store_memory=object_store_bytes,
-                include_dashboard=dashboard,
-            )
-    finally:
-        _is_starting = False
-    _daemons.update(_find_daemons())
-
-
-def _shared_memory(needed_bytes: int, note: Callable[[str], None]) -> Path:
-    """Return where the object store's memory lies; raylet ends where it is told a bad place."""
-    shared = Path("/dev/shm")
-    free_bytes = 0
-    if os.access(shared, os.W_OK | os.X_OK):
-        free_bytes = shutil.disk_usage(shared).free
-    if free_bytes >= needed_bytes:
-        return shared
-    assert _folder is not None
-    note(
-        f"{shared} has {free_bytes >> 20} MiB to write in, {needed_bytes >> 20} are needed: Ray's "
-        f"object store lies in {_folder.path} instead, which is slower"
-    )
-    return _folder.path
-
-
-def _expect_living_daemons() -> None:
-    for process, name in _find_daemons().items():
-        if not process.is_alive:
-            raise _Ended(f"its {name} ended{_complaint(name, 0)}")
-
-
-def _find_daemons() -> dict[Process, str]:
-    """Return the names of Ray's processes that no run can do without."""
-    return {process: process.name for process in _ours() if process.name in _DAEMONS}
-
-
-def _living() -> list[Process]:
-    return [process for process in _ours() if process.is_alive]
-
-
-def _ours() -> set[Process]:
-    """Return every process of this run's own Ray."""
-    return descendants(os.getpid()) - _others
-
-
-def _complaint(name: str, which: int) -> str:
-    """Return, after a colon, one of the errors that a process wrote down; "" if it wrote none."""
-    found = errors(_folder.path / _RAY, name) if _folder is not None else []
-    return f": {found[which]}" if found else ""
-
-
-def _cause(error: BaseException) -> str:
-    """Return what an exception says, in one line."""
-    said = " ".join(str(error).split()) or repr(error)
-    return said if len(said) <= _LONGEST_CAUSE else f"{said[:_LONGEST_CAUSE]} ..."
+def _in_a_line(error: Exception) -> str:
+    return textwrap.shorten(str(error).strip() or repr(error), _LONGEST_CAUSE, placeholder=" ...")
 
 
 def _circumstances() -> str:
-    """Return what a Ray that does not start may be short of."""
-    files, processes = (
-        "unlimited" if most == resource.RLIM_INFINITY else str(most)
-        for _, most in map(resource.getrlimit, (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
-    )
-    found = [f"ulimit -n {files}", f"ulimit -u {processes}"]
-    places = ["/dev/shm"] if _folder is None else ["/dev/shm", str(_folder.path)]
-    for place in places:
+    """Return how much there is of what a Ray that does not start is usually short of."""
+    processes = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    found = [f"ulimit -u {'unlimited' if processes == resource.RLIM_INFINITY else processes}"]
+    for place in ["/dev/shm"] if _own is None else ["/dev/shm", str(_own.folder.path.parent)]:
         with contextlib.suppress(OSError):
             found.append(f"{shutil.disk_usage(place).free >> 20} MiB free in {place}")
     found.append(f"load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores")
@@ -295,27 +295,12 @@ def join_cluster(address: str) -> None:
         )
         _expect_listener(where)
         _expect_ray(where)
-        with quiet():
-            _init(address=address)
+        _init(address=address)
     except Exception as error:  # as in start_local
         shut_down()
         raise ConnectionError(
-            f"--address {address}: no Ray cluster answers there: {_cause(error)}"
+            f"--address {address}: no Ray cluster answers there: {_in_a_line(error)}"
         ) from error
-
-
-def _init(**settings: Any) -> None:
-    """Call `ray.init`; leave the answer to SIGTERM as it was: Ray's own exits with 15."""
-    before = signal.getsignal(signal.SIGTERM)
-    # Raylet tells at length of every process that was killed; the run does so itself, in a line.
-    worker: Any = ray._private.worker
-    worker.print_to_stdstream = lambda *data, **options: None
-    try:
-        ray.init(log_to_driver=False, configure_logging=False, namespace="troop", **settings)
-    except SystemExit as error:
-        raise KeyboardInterrupt from error
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _expect_listener(address: str) -> None:
@@ -328,28 +313,39 @@ def _expect_listener(address: str) -> None:
 
 def _expect_ray(address: str) -> None:
     """Fail soon where Ray itself would go on for minutes, in calls that nothing ends."""
-    with subprocess.Popen(
+    knock = subprocess.run(
         [sys.executable, "-c", _KNOCK, address],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         start_new_session=True,  # Ctrl-C is the driver's
-    ) as knock:
-        try:
-            assert knock.stdout is not None
-            knock.stdout.readline()  # importing Ray takes its time on a busy machine
-            _, said = knock.communicate(timeout=_KNOCK_S)
-        except subprocess.TimeoutExpired:
-            raise ConnectionError(
-                f"who listens there does not speak as Ray does, in {_KNOCK_S:.0f} s"
-            ) from None
-        finally:
-            knock.kill()
-    if "Unauthenticated" in said:
+    )
+    if knock.returncode == -signal.SIGALRM:
+        raise ConnectionError(f"who listens there does not speak as Ray does, in {_KNOCK_S} s")
+    if "Unauthenticated" in knock.stderr:
         raise ConnectionError(
             "it asks for another token than RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or "
             f"~/.ray/auth_token has here (RAY_AUTH_MODE={os.environ.get('RAY_AUTH_MODE')})"
         )
     if knock.returncode:
-        last_line = (said.strip() or f"exit code {knock.returncode}").splitlines()[-1]
+        last_line = (knock.stderr.strip() or f"exit code {knock.returncode}").splitlines()[-1]
         raise ConnectionError(last_line.removeprefix("ray.exceptions."))
+
+
+def _init(**settings: Any) -> None:
+    """Call `ray.init`: silently, since its exception tells all, and in a line.
+
+    The answer to SIGTERM is left as it was: Ray's own exits with 15.
+    """
+    logger, before = logging.getLogger("ray"), signal.getsignal(signal.SIGTERM)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    # Raylet tells at length of every process that was killed; the run does so itself, in a line.
+    worker: Any = ray._private.worker
+    worker.print_to_stdstream = lambda *data, **options: None
+    try:
+        ray.init(log_to_driver=False, configure_logging=False, namespace="troop", **settings)
+    except SystemExit as error:
+        raise KeyboardInterrupt from error
+    finally:
+        logger.setLevel(level)
+        signal.signal(signal.SIGTERM, before)

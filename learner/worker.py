@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -232,7 +231,7 @@ class LearnerProcess:
                 self._loop.republish()
                 waited_s += _REPORT_S
                 if waited_s >= _COMPILE_S:
-                    for process in descendants(os.getpid()):
+                    for process in descendants():  # they may hold its pipes open
                         process.kill()
 
         with ThreadPoolExecutor(1, "republish") as pool:

@@ -43,7 +43,6 @@ RAY_SHELLS = {
     "common/placement.py",
     "common/ray_run.py",
     "common/ray_session.py",
-    "common/ray_start.py",
     "common/saves.py",
     "launch.py",
     "learner/weight_store.py",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 import signal
 import stat
@@ -15,12 +17,13 @@ import pytest
 from disks import SmallDisk
 from launching import ROOT
 
-from common.private_folder import NoPlace, PrivateFolder
+from common.private_folder import PrivateFolder
 
 OWNER = """
 import sys, time
 from common.private_folder import PrivateFolder
-print(PrivateFolder(longest_bytes=4096).path, flush=True)
+folder = PrivateFolder("in", longest_bytes=4096)
+print(folder.path.parent, flush=True)
 time.sleep(600)
 """
 
@@ -52,9 +55,9 @@ def made_by_another(base: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
 def test_it_lies_where_the_user_wishes_shut_to_all_others_and_goes_with_all_in_it(
     base: Path,
 ) -> None:
-    folder = PrivateFolder(longest_bytes=4096)
-    assert folder.path.parent == base
-    assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
+    folder = PrivateFolder("in", longest_bytes=4096)
+    assert folder.path.parent.parent == base
+    assert stat.S_IMODE(folder.path.parent.stat().st_mode) == 0o700
     (folder.path / "deep").mkdir()
     (folder.path / "deep" / "link").symlink_to(base)
     (folder.path / "deep" / "file").write_text("x")
@@ -67,28 +70,32 @@ def test_a_killed_owner_s_folder_goes_with_the_next_start_a_living_one_s_stays(b
         killed.send_signal(signal.SIGKILL)
         killed.wait()
         assert theirs.is_dir()
-        folder = PrivateFolder(longest_bytes=4096)
-        assert sorted(base.iterdir()) == sorted([others, folder.path])
+        folder = PrivateFolder("in", longest_bytes=4096)
+        assert sorted(base.iterdir()) == sorted([others, folder.path.parent])
         folder.remove()
 
 
 def test_what_is_no_folder_of_ours_is_left_alone(base: Path) -> None:
     kept = base / "kept"
     kept.mkdir()
+    (kept / "in").mkdir()
     (base / "troop-linkedto").symlink_to(kept)
     (base / "troop-not-ours").mkdir()
     (base / "troop-a_file00").write_text("x")
-    before = sorted(base.iterdir())
-    PrivateFolder(longest_bytes=4096).remove()
-    assert sorted(base.iterdir()) == before
+    for run in ("troop-baseline", "troop-pong0001"):  # the user's own, eight characters by chance
+        (base / run / "in").mkdir(parents=True)
+        (base / run / "config.yaml").write_text("x")
+    before = sorted(base.rglob("*"))
+    PrivateFolder("in", longest_bytes=4096).remove()
+    assert sorted(base.rglob("*")) == before
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs the right to give a folder away")
 def test_another_user_s_folder_is_left_alone(base: Path) -> None:
     theirs = base / "troop-theirs00"
-    theirs.mkdir()
+    (theirs / "in").mkdir(parents=True)
     os.chown(theirs, 65534, 65534)
-    PrivateFolder(longest_bytes=4096).remove()
+    PrivateFolder("in", longest_bytes=4096).remove()
     assert theirs.is_dir()
 
 
@@ -103,23 +110,35 @@ def test_a_wish_that_cannot_be_met_is_passed_over(
     (tmp_path / "open").chmod(0o777)
     monkeypatch.setenv("TMPDIR", wish.format(base=tmp_path))
     longest_bytes = len(str(tmp_path)) + 60
-    folder = PrivateFolder(longest_bytes=longest_bytes)
-    assert folder.path.parent == Path("/tmp")
+    folder = PrivateFolder("in", longest_bytes=longest_bytes)
+    assert folder.path.parent.parent == Path("/tmp")
     folder.remove()
 
 
 def test_a_full_disk_is_passed_over(small_disk: SmallDisk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(small_disk.path))
-    folder = PrivateFolder(longest_bytes=4096)
-    assert folder.path.parent == Path("/tmp")
+    folder = PrivateFolder("in", longest_bytes=4096)
+    assert folder.path.parent.parent == Path("/tmp")
     assert list(small_disk.path.iterdir()) == []
     folder.remove()
 
 
 def test_where_no_place_is_fit_it_says_of_each_why(base: Path) -> None:
-    with pytest.raises(NoPlace) as error:
-        PrivateFolder(longest_bytes=10)
+    with pytest.raises(OSError, match="no place for temporary files") as error:
+        PrivateFolder("in", longest_bytes=10)
     assert f"{base}: " in str(error.value)
     assert "/tmp: " in str(error.value)
     assert "\n" not in str(error.value)
+    assert list(base.iterdir()) == []
+
+
+def test_a_file_system_without_locks_is_left_as_it_was(
+    base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(OSError, match=f"{base}: No locks available"):
+        PrivateFolder("in", longest_bytes=4096)
     assert list(base.iterdir()) == []

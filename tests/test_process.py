@@ -36,15 +36,7 @@ def test_a_process_is_killed(other: subprocess.Popen[bytes]) -> None:
     process.kill()  # nobody has the number now, or somebody else
 
 
-@pytest.mark.parametrize("has_descriptors", [True, False])
-def test_who_has_the_number_by_now_is_left_alone(
-    other: subprocess.Popen[bytes], has_descriptors: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(pid: int) -> int:
-        raise OSError(38, "Function not implemented")
-
-    if not has_descriptors:  # as on an old kernel
-        monkeypatch.setattr(os, "pidfd_open", refuse)
+def test_who_has_the_number_by_now_is_left_alone(other: subprocess.Popen[bytes]) -> None:
     living = Process.of(other.pid)
     assert living is not None
     former = living._replace(started_ticks=living.started_ticks - 1)
@@ -72,15 +64,18 @@ def test_nobody_has_a_number_that_is_free() -> None:
 
 
 def test_descendants_are_children_and_theirs() -> None:
-    nested = f"import subprocess; subprocess.run({SLEEP!r})"
-    child = subprocess.Popen([sys.executable, "-c", nested], start_new_session=True)
+    nested = f"import subprocess; print(subprocess.Popen({SLEEP!r}).pid, flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", nested],
+        start_new_session=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
-        while len(found := descendants(child.pid)) < 1:
-            assert child.poll() is None
-        assert {process.pid for process in found} | {child.pid} <= {
-            process.pid for process in descendants(os.getpid())
-        }
-        assert child.pid not in {process.pid for process in found}
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        assert {child.pid, grandchild} <= {process.pid for process in descendants()}
+        assert os.getpid() not in {process.pid for process in descendants()}
     finally:
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        child.communicate()

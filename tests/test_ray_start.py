@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,11 +193,33 @@ def test_a_raylet_that_ends_before_it_is_up_is_started_once_more_and_nothing_is_
         killer.join()
     assert done.returncode == 1, done.stdout + done.stderr
     assert len(killed) == 2
-    assert done.stdout.count("Ray did not start, trying once more: its raylet ended") == 1
-    assert "the run ended: Ray did not start, twice: its raylet ended" in done.stdout
+    assert done.stdout.count("Ray did not start, trying once more: its raylet is gone") == 1
+    assert "the run ended: Ray did not start, twice: its raylet is gone" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert done.stderr == ""
     assert left_in(base) == []
+
+
+@pytest.mark.slow
+def test_a_raylet_that_takes_longer_than_ray_would_wait_is_waited_for(tmp_path: Path) -> None:
+    with started(*SHORT, "--run-dir", str(tmp_path / "run")) as launched:
+        launched.wait_until(lambda: bool(raylets(launched)), "raylet")
+        (raylet,) = raylets(launched)
+        raylet.suspend()
+        time.sleep(40.0)
+        raylet.resume()
+        done = launched.wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trying once more" not in done.stdout
+
+
+def test_the_small_shared_memory_of_a_container_is_enough(tmp_path: Path) -> None:
+    shrink = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs -o size=64m none /dev/shm && exec "$@"']
+    if shutil.which("unshare") is None or subprocess.run([*shrink, "sh", "true"]).returncode:
+        pytest.skip("needs the right to mount")
+    command = [sys.executable, str(ROOT / "launch.py"), *SHORT, "--run-dir", str(tmp_path / "run")]
+    done = subprocess.run([*shrink, "sh", *command], capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
 
 
 def test_a_signal_while_ray_starts_ends_it_and_leaves_nothing(base: Path, tmp_path: Path) -> None:
