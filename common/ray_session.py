@@ -39,6 +39,8 @@ _KNOCK_S = 10
 _LONGEST_CAUSE = 400  # characters
 # Each process of a run takes some of raylet's.
 _LEAST_OPEN_FILES = 1024
+# Each thread counts; where one cannot be made, Ray's own start hangs for ever in some places.
+_LEAST_THREADS = 1024
 # Linux takes so long a path for a socket; this is the longest that Ray makes in its folder.
 _SOCKET_BYTES = 107
 _SOCKET = "/session_2026-11-27_04-17-45_425000_4194304/sockets/dash_TaskEventsHead"
@@ -196,6 +198,9 @@ def problems() -> list[str]:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)  # Ray raises the other one itself
     if most != resource.RLIM_INFINITY and most < _LEAST_OPEN_FILES:
         found.append(f"ulimit -n {most}: must be >= {_LEAST_OPEN_FILES} for Ray's open files")
+    _, most = resource.getrlimit(resource.RLIMIT_NPROC)
+    if os.geteuid() != 0 and most != resource.RLIM_INFINITY and most < _LEAST_THREADS:
+        found.append(f"ulimit -u {most}: must be >= {_LEAST_THREADS} for Ray's threads")
     return found
 
 
