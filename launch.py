@@ -21,7 +21,6 @@ if __name__ == "__main__":
     end_at_once(130)  # the imports below take seconds, and a traceback would come of a Ctrl-C
 
 # isort: split
-import contextlib
 import dataclasses
 import math
 import os
@@ -29,7 +28,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +191,7 @@ def train(arguments: Sequence[str]) -> int:
         console.note(f"the run ended: {reason}")
     finally:
         # Whatever becomes of the last words, nothing may stay behind.
-        with contextlib.ExitStack() as at_last:
+        with ExitStack() as at_last:
             at_last.callback(plan.folder.unlock)
             at_last.callback(ray_session.shut_down)
             conclude(plan, reporter, console, reason, time.monotonic() - started_s)

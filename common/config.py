@@ -26,7 +26,7 @@ _MAX_SHARDS = 128
 _PROCESSES = 100_000
 _MINUTES = 60 * 24 * 366.0
 _PUNISHMENT = Bounds(-1e9, 0.0, "finite and <= 0", "finite and <= 0")
-_EXPONENT = Bounds(0.0, 1e6, "finite and >= 0", "<= 1e6")
+LADDER_EXPONENT = Bounds(0.0, 1e6, "finite and >= 0", "<= 1e6")
 EVALUATION_GAMES = counted(10**6)
 _MOST_TEXT = 200
 _MOST_LAYERS = 100
@@ -99,7 +99,7 @@ class ActorConfig:
     """`ladder`: one rate per environment (Horgan et al. 2018, section 4); `exponential`: decays."""
     epsilon: Annotated[float, SHARE] = 0.4
     """Base of the ladder."""
-    epsilon_alpha: Annotated[float, _EXPONENT] = 7.0
+    epsilon_alpha: Annotated[float, LADDER_EXPONENT] = 7.0
     """Exponent of the ladder: eps ** (1 + alpha * i / (N*E - 1))."""
     epsilon_start: Annotated[float, SHARE] = 1.0
     """Exponential schedule at agent step 0."""

@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import Config
+from common.config import LADDER_EXPONENT, Config
 from common.config_file import ConfigError, overlay, read_file
 from common.files import UnreadableFile, follow, read_json, write_whole
 from common.goal import RETURN_GAMES
 from common.run_folder import About, RunFolder
 from common.schedules import epsilon_ladder
-from common.schema import SHARE, Bounds, counted, fit, shown
+from common.schema import SHARE, counted, fit, shown
 from common.scores import RANDOM_AND_HUMAN
 from common.tags import (
     ACTORS_EPSILON,
@@ -65,7 +65,7 @@ _ABOUT = (
 class _Ladder(TypedDict):
     environments: Annotated[int, counted(10**7)]
     epsilon: Annotated[float, SHARE]
-    alpha: Annotated[float, Bounds(0.0, 1e6, "finite and >= 0", "<= 1e6")]
+    alpha: Annotated[float, LADDER_EXPONENT]
 
 
 class _AlwaysColumns(TypedDict):

@@ -98,7 +98,6 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self._named = path
         self._fd = -1
-        self._close: weakref.finalize[..., RunFolder] | None = None
         self._unlock: weakref.finalize[..., RunFolder] | None = None
         self._last_seen = path
 
@@ -179,12 +178,11 @@ class RunFolder:
 
     def _may_become_a_run(self) -> bool:
         """Return whether there is nothing in the folder, or what a start that failed left."""
-        names = {entry.name for entry in self.path.iterdir()}
+        names = {entry.name for entry in self.path.iterdir() if not is_leftover(entry.name)}
         try:
             result = self.read_json("result.json", Result)
         except UnreadableFile:
             return False
-        names = {name for name in names if not is_leftover(name)}
         return names <= _BEFORE_A_RUN and (
             not result or result.keys() >= Result.__annotations__.keys()
         )
@@ -372,7 +370,7 @@ class RunFolder:
 
     def _hold(self, path: Path) -> None:
         self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._close = weakref.finalize(self, os.close, self._fd)
+        weakref.finalize(self, os.close, self._fd)
 
     def _cannot_be_written(self, error: OSError) -> RunFolderError:
         return RunFolderError(f"{self.path}: cannot be written: {error.strerror or error}")
