@@ -178,7 +178,7 @@ class RayRun:
         if role == "weight_store":
             return roles.weight_store.options(**options).remote()
         if role == "replay":
-            folder = plan.folder.place("checkpoints", f"replay_{index}")
+            folder = plan.folder.snapshots_place(index)
             shard = roles.replay.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,

@@ -130,7 +130,11 @@ class RunFolder:
 
     def snapshots(self, shard: int) -> Path:
         """Folder of a replay shard's snapshots."""
-        return self.checkpoints / f"replay_{shard}"
+        return Path(self.snapshots_place(shard))
+
+    def snapshots_place(self, shard: int) -> Place:
+        """Return the folder of a shard's snapshots, for whoever writes them; see `place`."""
+        return self.place("checkpoints", f"replay_{shard}")
 
     @property
     def log(self) -> Path:

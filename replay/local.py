@@ -34,7 +34,7 @@ class LocalReplay:
         self.handles = [LocalShard(shard) for shard in self.shards]
         self._config = config
         self._folders = [
-            SnapshotFolder(plan.folder.place("checkpoints", f"replay_{k}"), config.checkpoint.keep)
+            SnapshotFolder(plan.folder.snapshots_place(k), config.checkpoint.keep)
             for k in indices
             if config.checkpoint.replay
         ]
