@@ -6,9 +6,8 @@ import traceback
 from types import TracebackType
 from typing import Any
 
-from common.environment_failed import EnvironmentFailed
+from common.endings import EnvironmentFailed, Interrupted
 from common.heartbeat import Heartbeat
-from common.interrupts import Interrupted
 from common.schema import one_line
 
 # Of an environment's own words, in a line.

@@ -22,7 +22,7 @@ from actors.atari import AtariEnvironments, atari_game, atari_spec
 from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels, cartpole_pixels_spec
 from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
 from common.config import EnvConfig
-from common.environment_failed import EnvironmentFailed
+from common.endings import EnvironmentFailed
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, TimeSteps
 

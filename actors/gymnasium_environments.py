@@ -20,7 +20,7 @@ from actors.checked_environment import MOST_FLOAT32, MOST_REWARD, CheckedEnviron
 from actors.environment_calls import EnvironmentCalls, in_a_line
 from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
-from common.environment_failed import EnvironmentFailed
+from common.endings import EnvironmentFailed
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 

@@ -34,12 +34,12 @@ import psutil
 
 from common.config import Config
 from common.config_file import load_file
-from common.tags import (
+from driver.view.events import Series, read_scalars
+from driver.view.tags import (
     REPLAY_EVICTED_TRANSITIONS,
     REPLAY_LOST_TRANSITIONS,
     REPLAY_TRANSITIONS,
 )
-from common.tensorboard import Series, read_scalars
 
 _ROOT = Path(__file__).resolve().parent.parent
 # How often each role is the victim, and the title of its processes.

@@ -15,10 +15,10 @@ from benchmarks.floors.learner_step import make_step
 from benchmarks.recording import recording, recording_config, spec_of
 from benchmarks.replay import insert, total_transitions
 from benchmarks.rows import Row, alternate, row
-from common import ray_session
 from common.config import LearnerConfig, ReplayConfig
 from common.machine import available_cores
 from common.source import source_hash
+from driver import ray_session
 from learner.assembly import make_learner, resolve_device
 from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop

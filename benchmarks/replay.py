@@ -16,11 +16,11 @@ import ray
 
 from benchmarks.recording import decode_naively, recording, recording_config, spec_of
 from benchmarks.rows import Row, alternate, row
-from common import ray_session
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
 from common.types import AddReply, EnvironmentSpec, PhaseSeconds, Push, RunCounts
+from driver import ray_session
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
 from replay.client import RayShard

@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks.rows import Row, row
 from common.machine import machine
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
 
 _LAUNCH = Path(__file__).resolve().parent.parent / "launch.py"
 _ACTORS = 16

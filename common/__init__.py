@@ -1,1 +1,1 @@
-"""What all roles share: messages, configuration, networks, schedules, what people look at."""
+"""What all roles share: messages, configuration, networks, schedules."""

@@ -67,6 +67,8 @@ def positive(most: float) -> Bounds:
     return Bounds(math.nextafter(0.0, 1.0), most, "finite and > 0", f"<= {most:,g}")
 
 
+INCARNATION = from_zero(2**16 - 2)
+"""An insertion id has 16 bits for it (replay.storage)."""
 SHARE = Bounds(0, 1, "from 0 to 1", "from 0 to 1")
 Count = Annotated[int, from_zero(_MOST_COUNT)]
 """A whole number of things."""

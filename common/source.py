@@ -17,7 +17,7 @@ VERSIONS = ("torch", "ray", "gymnasium", "ale-py", "numpy", "lz4", "tensorboard"
 def source_hash() -> str:
     """Return a hash of Troop's source, Python's minor version and the main packages' versions."""
     digest = hashlib.sha256()
-    for folder in ("actors", "common", "learner", "replay"):
+    for folder in ("actors", "common", "driver", "learner", "replay"):
         for file in sorted((ROOT / folder).rglob("*.py")):
             digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
     digest.update((ROOT / "launch.py").read_bytes())

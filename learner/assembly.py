@@ -12,8 +12,7 @@ from common.config import Config
 from common.config_file import ConfigError, override, to_dict
 from common.machine import available_cores
 from common.networks import QNetwork, build_network, expect_flat_state, load_flat_state
-from common.run_folder import INCARNATION
-from common.schema import Bounds, Count, Misfit, counted, fit, one_line, shown
+from common.schema import INCARNATION, Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
 from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load

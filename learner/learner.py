@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from common.config import AgentConfig, LearnerConfig
+from common.endings import RunEnded
 from common.networks import QNetwork, build_network, initialise
-from common.run_ended import RunEnded
 from common.targets import n_step_target, td_error
 from common.types import EnvironmentSpec
 from learner.losses import half_square, huber, weighted_mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from typing import Any
 import ray
 import torch
 
+from common.config import Config
 from common.heartbeat import Alive, Heartbeat
-from common.plan import Plan
 from common.process import descendants
 from common.reports import LearnerReport
 from common.saver import Saver
 from common.source import expect_source
-from common.types import Weights, WeightsVersion
+from common.types import EnvironmentSpec, Weights, WeightsVersion
 from learner.assembly import (
     checkpoint_payload,
     expect_resumable,
@@ -51,37 +52,49 @@ class LearnerProcess:
 
     def __init__(
         self,
-        plan: Plan,
+        config: Config,
+        spec: EnvironmentSpec,
         servers: list[Any],
         store: Any,
+        checkpoints: os.PathLike[str],
+        resume_from: str,
+        agent_steps_before: int,
+        episodes_before: int,
         incarnation: int,
+        is_first: bool,
         neighbours: int,
         source: str,
     ) -> None:
         """Build the learner and restore it.
 
         Args:
-          plan: the run, as it stands now: counters and where to resume from.
+          config: the run.
+          spec: its environment.
           servers: the replay shards' handles.
           store: the weight store's handle.
+          checkpoints: folder of the run's checkpoints.
+          resume_from: the newest that the driver knows of, "" for none.
+          agent_steps_before: agent steps accepted before this start of the run.
+          episodes_before: training games that ended before it.
           incarnation: how many times the run's learner was started before.
+          is_first: of this start of the run; one that takes the place of another says from where it
+            goes on.
           neighbours: the run's other busy processes on this host.
           source: the driver's source hash.
         """
         expect_source(source, "learner")
         tune_allocator()
-        config = plan.config
         device = resolve_device(config.learner.device)
         torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
-        self._plan = plan
-        self._folder = CheckpointFolder(plan.folder.place("checkpoints"), config.checkpoint.keep)
+        self._config, self._spec = config, spec
+        self._folder = CheckpointFolder(checkpoints, config.checkpoint.keep)
         self._said = ""
         self._store = store
-        self._learner = make_learner(config, plan.spec, device=device, serial=False)
+        self._learner = make_learner(config, spec, device=device, serial=False)
         self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
         self._sampler = make_sampler(
             config,
-            plan.spec,
+            spec,
             shards=self._shards,
             in_flight=_SAMPLES_IN_FLIGHT,
             rows_per_request=ROWS_PER_CALL,
@@ -94,11 +107,11 @@ class LearnerProcess:
             self._learner.load_state_dict(saved["learner"])
             self._sampler.rng_state = saved["rng"]
             samples = saved["counters"]["samples"]
-            if incarnation > plan.incarnations.get("learner/0", 0):
+            if not is_first:
                 passed_over = "".join(f"; passed over {line}" for line in sound.skipped)
                 self._said = f"; goes on from {sound.path}{passed_over}"
-        elif plan.resume_from:
-            raise CheckpointError(f"{plan.resume_from}: is gone, and there is no other checkpoint")
+        elif resume_from:
+            raise CheckpointError(f"{resume_from}: is gone, and there is no other checkpoint")
         elif incarnation > 0:
             self._said = "; no checkpoint yet: learns anew from the start"
         self._updater = PriorityUpdater(
@@ -115,8 +128,8 @@ class LearnerProcess:
             fetcher=self._prefetcher,
             send_priorities=self._updater.update,
             send_weights=self._publish,
-            agent_steps=lambda: plan.agent_steps_before + self._sampler.accepted,
-            episodes=lambda: plan.episodes_before + self._sampler.episodes,
+            agent_steps=lambda: agent_steps_before + self._sampler.accepted,
+            episodes=lambda: episodes_before + self._sampler.episodes,
             incarnation=incarnation,
             publish_period_learner_steps=config.learner.publish_period_learner_steps,
             samples=samples,
@@ -274,9 +287,9 @@ class LearnerProcess:
 
     def _capture(self) -> Callable[[], str]:
         self._take_report()
-        plan, step = self._plan, self._learner.learner_step
+        step = self._learner.learner_step
         payload = checkpoint_payload(
-            plan.config, plan.spec, self._learner, self._loop, self._sampler.rng_state
+            self._config, self._spec, self._learner, self._loop, self._sampler.rng_state
         )
         return lambda: str(self._folder.save(payload, step))
 

@@ -61,12 +61,12 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """A function that runs a command which must be refused, and returns its one line."""
-    import launch as driver
+    from launch import main
 
     def refusal(*arguments: object) -> str:
         capsys.readouterr()
         with pytest.raises(SystemExit) as end:
-            driver.main([str(argument) for argument in arguments])
+            main([str(argument) for argument in arguments])
         said = capsys.readouterr()
         assert end.value.code == 2, said
         assert said.out == ""

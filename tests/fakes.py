@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 from common.compression import compress_frames
 from common.config import Config
 from common.packing import pack_segment
-from common.plan import Plan
-from common.run_folder import RunFolder
 from common.types import (
     AddReply,
     EnvironmentSpec,
@@ -29,6 +27,8 @@ from common.types import (
     ShardCounts,
     TimeSteps,
 )
+from driver.plan import Plan
+from driver.run_folder import RunFolder
 from replay.handles import ShardLost
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import psutil
 from launching import Launched
 
-from common.tags import REPLAY_TRANSITIONS, TRAIN_EPISODE_RETURN
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
+from driver.view.tags import REPLAY_TRANSITIONS, TRAIN_EPISODE_RETURN
 
 # What issue and README promise of an actor; the others take the time that their imports take.
 ACTOR_BACK_S = 30.0

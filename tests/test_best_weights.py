@@ -11,10 +11,10 @@ from fakes import new_plan
 from test_reporter import PONG, evaluation
 
 from common.config import Config
-from common.plan import Plan
 from common.types import Weights, WeightsVersion
+from driver.best_weights import BestWeights
+from driver.plan import Plan
 from learner.assembly import load_playable, weights_from_payload
-from learner.best_weights import BestWeights
 
 
 def weights(step: int) -> Weights:
@@ -35,7 +35,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def test_weights_that_scored_best_are_kept_and_of_equals_the_newest(plan: Plan) -> None:
-    best = BestWeights(plan)
+    best = BestWeights(plan, print)
     scores = []
     for step, returns in enumerate([(-21.0, -19.0), (5.0, 6.0), (1.0, 2.0), (5.5,), (5.4,)], 1):
         best.offer(evaluation(*returns), weights(step))
@@ -44,24 +44,24 @@ def test_weights_that_scored_best_are_kept_and_of_equals_the_newest(plan: Plan) 
 
 
 def test_resumed_run_does_not_replace_better_weights_by_worse(plan: Plan) -> None:
-    BestWeights(plan).offer(evaluation(8.0), weights(1))
+    BestWeights(plan, print).offer(evaluation(8.0), weights(1))
     resumed = dataclasses.replace(plan, resume_from="somewhere")
-    BestWeights(resumed).offer(evaluation(7.0), weights(2))
+    BestWeights(resumed, print).offer(evaluation(7.0), weights(2))
     assert kept(plan) == (1, 8.0)
-    BestWeights(resumed).offer(evaluation(9.0), weights(3))
+    BestWeights(resumed, print).offer(evaluation(9.0), weights(3))
     assert kept(plan) == (3, 9.0)
 
 
 def test_damaged_best_weights_are_replaced_by_the_next(plan: Plan) -> None:
     plan.folder.checkpoints.mkdir()
     (plan.folder.checkpoints / "best.pt").write_bytes(b"half a file")
-    best = BestWeights(dataclasses.replace(plan, resume_from="somewhere"))
+    best = BestWeights(dataclasses.replace(plan, resume_from="somewhere"), print)
     best.offer(evaluation(-21.0), weights(1))
     assert kept(plan) == (1, -21.0)
 
 
 def test_weights_that_could_not_be_written_do_not_count_as_the_best(plan: Plan) -> None:
-    best = BestWeights(plan)
+    best = BestWeights(plan, print)
     plan.folder.checkpoints.write_text("in the way")
     with pytest.raises(OSError):
         best.offer(evaluation(9.0), weights(1))

@@ -12,18 +12,18 @@ import pytest
 import yaml
 from fakes import begin_run
 
-from common.command_line import (
+from common.config import Config
+from common.config_file import save_file, to_dict
+from common.presets import PRESETS
+from driver.command_line import (
     TrainCommand,
     parse_bench,
     parse_eval,
     parse_plot,
     read_train,
-    refuse,
 )
-from common.config import Config
-from common.config_file import save_file, to_dict
-from common.presets import PRESETS
-from common.run_folder import RunFolder
+from driver.refusals import refuse
+from driver.run_folder import RunFolder
 
 
 def parse_train(arguments: Sequence[str]) -> TrainCommand:

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from disks import SmallDisk, files_no_longer_than
 
-from common import console as console_module
-from common.console import (
+from driver.view import console as console_module
+from driver.view.console import (
     Console,
     RunStatus,
     format_bytes,
@@ -367,7 +367,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, "tests")
-from common.console import Console
+from driver.view.console import Console
 from test_console import STATUS
 with Console(stream=sys.stdout, log_file=Path(sys.argv[1]), clock=time.monotonic) as console:
     console.note("naïve")

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 from fakes import made
 
-from common import tags
 from common.config import ActorConfig, Config
 from common.config_file import save_file
-from common.curves import (
+from common.presets import PRESETS
+from common.schedules import epsilon_ladder
+from driver.view import tags
+from driver.view.curves import (
     KINDS,
     SAVED_VALUES,
     Ladder,
@@ -23,9 +25,7 @@ from common.curves import (
     moving_average,
     save_curves,
 )
-from common.presets import PRESETS
-from common.schedules import epsilon_ladder
-from common.tensorboard import EventWriter
+from driver.view.events import EventWriter
 
 ABOUT = {
     "game": "pong",
@@ -59,7 +59,7 @@ def test_curve_holds_frames_seconds_values_and_their_moving_average(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [500.0]
-    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    monkeypatch.setattr("driver.view.events.time.time", lambda: now_s[0])
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for i in range(250):
             now_s[0] += 2.0

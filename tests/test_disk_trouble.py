@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from disks import SmallDisk
 
-import launch as driver
-from common.run_folder import RunFolder
-from common.serial_run import SerialRun
-from common.tensorboard import event_files, read_events, read_scalars
+from driver.run_folder import RunFolder
+from driver.serial_run import SerialRun
+from driver.view.events import event_files, read_events, read_scalars
+from launch import main
 from learner.checkpoint import CheckpointFolder, load
 
 NEW = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled", "--seed", "7")
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 def run(tmp_path: Path) -> Path:
     """A short run that ended well."""
     path = tmp_path / "run"
-    assert driver.main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
+    assert main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
     return path
 
 
@@ -38,7 +38,7 @@ def test_disk_that_fills_up_changes_neither_result_nor_exit_code(
 
     monkeypatch.setattr(SerialRun, "run", full_at_the_end)
     path = small_disk.path / "run"
-    assert driver.main([*NEW, "--run-dir", str(path)]) == 0
+    assert main([*NEW, "--run-dir", str(path)]) == 0
     said = capsys.readouterr().out
     assert said.count("result.json cannot be written: No space left on device") == 1
     assert "done: {'frames': 0," in said
@@ -59,7 +59,7 @@ def test_resume_goes_back_to_the_newest_whole_checkpoint_and_its_curves_go_on(
     assert before["replay/transitions"].frames[-1] == end
 
     capsys.readouterr()
-    assert driver.main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
+    assert main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
     said = capsys.readouterr().out
     assert f"skipped a checkpoint: Expect a checkpoint at {damaged}, actually" in said
     assert f"resuming from {newest}" in said
@@ -74,7 +74,7 @@ def test_resume_goes_back_to_the_newest_whole_checkpoint_and_its_curves_go_on(
 
 def test_time_of_a_start_that_left_no_result_counts(run: Path) -> None:
     (run / "result.json").unlink()  # as if it had been killed
-    assert driver.main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
+    assert main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
     first_s, second_s = (end_s - start_s for start_s, end_s in read_events(run).sessions)
     assert min(first_s, second_s) > 0.0
     # The second is measured from a little later to a little earlier.
@@ -86,7 +86,7 @@ def test_time_of_a_start_whose_events_are_lost_counts(run: Path) -> None:
         path.unlink()
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"seconds": 1_000.0}))
-    assert driver.main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
+    assert main(["--resume", str(run), "--serial", "--total-frames", "2200"]) == 0
     assert json.loads((run / "result.json").read_text())["seconds"] > 1_000.0
 
 
@@ -103,10 +103,10 @@ def test_run_too_short_to_learn_says_so(
     assert "run folder" in said
     assert "nothing will be learned" not in said
     short = ("--total-frames", "900", "--replay.min-size", "1000")
-    assert driver.main([*NEW, *short, "--run-dir", str(tmp_path / "short")]) == 0
+    assert main([*NEW, *short, "--run-dir", str(tmp_path / "short")]) == 0
     assert "ends before replay holds 1,000 transitions" in capsys.readouterr().out
     more = ("--total-frames", "1500")  # replay is there already
-    assert driver.main(["--resume", str(run), "--serial", *more]) == 0
+    assert main(["--resume", str(run), "--serial", *more]) == 0
     assert "nothing will be learned" not in capsys.readouterr().out
 
 

@@ -21,14 +21,14 @@ from launching import launch
 from tensorboard.compat.proto import event_pb2
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-import launch as driver
-from common.command_line import read_train
 from common.config import Config
 from common.config_file import ConfigError, read_file
 from common.files import UnreadableFile, read_bytes, read_json, write_whole
-from common.run_folder import RunFolder
 from common.schema import Misfit, fit, shown
-from common.tensorboard import event_files
+from driver.command_line import read_train
+from driver.run_folder import RunFolder
+from driver.view.events import event_files
+from launch import main
 from learner.assembly import load_network
 from learner.checkpoint import CheckpointError, CheckpointFolder, load, save
 from replay.manifest import pack_manifest, unpack_manifest
@@ -61,7 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run that ended well; tests copy it."""
     path = tmp_path_factory.mktemp("trained") / "run"
     threads = torch.get_num_threads()
-    assert driver.main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
+    assert main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
     return path
@@ -149,7 +149,7 @@ def test_module_that_the_command_line_names_is_imported(run: Path, evil: str) ->
         payload = load(path)
         payload["config"]["env"]["id"], payload["spec"]["name"] = evil, "run_payload_evil_v0"
         save(path, payload)
-    assert driver.main(["eval", str(run), "--episodes", "1", "--env", evil]) == 0
+    assert main(["eval", str(run), "--episodes", "1", "--env", evil]) == 0
     assert (run / "it ran").exists()
 
 
@@ -210,7 +210,7 @@ def test_link_that_appears_during_a_run_is_not_followed(
             (run / name).symlink_to(target)
 
     monkeypatch.setattr(RunFolder, "begin", begin_and_link)
-    assert driver.main([*NEW, "--total-frames", "1100", "--run-dir", str(run)]) == 0
+    assert main([*NEW, "--total-frames", "1100", "--run-dir", str(run)]) == 0
     assert target.read_text() == "precious"
     assert json.loads((run / "result.json").read_text())["end_reason"] == "done"
 
@@ -267,7 +267,7 @@ def test_snapshot_that_is_no_file_starts_empty_and_says_so(
             made(path)
         except PermissionError as error:
             pytest.skip(f"needs the right to make a device: {error}")
-    assert driver.main(list(resumed(run))) == 0
+    assert main(list(resumed(run))) == 0
     assert "replay 0: starts empty: Expect a whole snapshot" in capsys.readouterr().out
 
 
@@ -416,7 +416,7 @@ def test_best_weights_under_the_name_of_a_checkpoint_are_passed_over_and_said(
     del payload["counters"]["samples"], payload["counters"]["episodes"]
     payload["counters"] |= {"incarnation": 9, "save": 1}
     save(run / "checkpoints" / "checkpoint_0000099999.pt", payload | {"score": 500.0})
-    assert driver.main(list(resumed(run))) == 0
+    assert main(list(resumed(run))) == 0
     said = capsys.readouterr().out
     assert f"resuming from {good}" in said
     assert (
@@ -572,7 +572,7 @@ def test_chunk_of_any_size_that_a_manifest_names_starts_empty_and_says_so(
         manifest = unpack_manifest(path.read_bytes())
         runs = tuple(r._replace(chunk=r.chunk._replace(num_bytes=2**61)) for r in manifest.runs)
         path.write_bytes(b"".join(pack_manifest(manifest._replace(runs=runs))))
-    assert driver.main(list(resumed(run))) == 0
+    assert main(list(resumed(run))) == 0
     assert "replay 0: starts empty: Expect a whole snapshot" in capsys.readouterr().out
 
 
@@ -594,7 +594,7 @@ def test_what_a_checkpoint_says_of_its_game_is_told_in_one_short_line(
     payload = load(newest(run))
     payload["spec"]["protocol"] = text
     save(newest(run), payload)
-    assert driver.main(["eval", str(run), "--episodes", "1"]) == 0
+    assert main(["eval", str(run), "--episodes", "1"]) == 0
     said = capfd.readouterr().out
     assert "\x1b" not in said and len(said) < 3_000
 
@@ -607,7 +607,7 @@ def test_what_run_json_says_is_drawn_and_told_as_it_is(
     (run / "run.json").write_text(json.dumps(about | {"command": [text]}))
     renamed = run.rename(run.with_name("costs $\\foo$"))
     for arguments in ((str(renamed),), (str(renamed), str(renamed))):
-        assert driver.main(["plot", *arguments]) == 0
+        assert main(["plot", *arguments]) == 0
     said = capfd.readouterr().out
     assert "\x1b" not in said and len(said) < 12_000
 
@@ -617,17 +617,17 @@ def test_time_that_events_tell_does_not_lock_a_run(run: Path) -> None:
         event = event_pb2.Event(wall_time=wall_s)
         with event_files(run)[-1].open("ab") as file:
             RecordWriter(file).write(event.SerializeToString())
-        assert driver.main([*resumed(run)[:3], "--total-frames", str(frames)]) == 0
-    assert driver.main(["plot", str(run), "--x", "minutes"]) == 0
+        assert main([*resumed(run)[:3], "--total-frames", str(frames)]) == 0
+    assert main(["plot", str(run), "--x", "minutes"]) == 0
 
 
 def test_newest_state_is_newest_also_where_incarnations_could_not_be_kept(run: Path) -> None:
     """A full disk keeps `incarnations.json` from being written, and has room again later."""
     before = (run / "incarnations.json").read_bytes()
-    assert driver.main([*resumed(run), "--checkpoint.every-minutes", "0.05"]) == 0
+    assert main([*resumed(run), "--checkpoint.every-minutes", "0.05"]) == 0
     (run / "incarnations.json").write_bytes(before)
     more = ("--total-frames", "2600", "--checkpoint.every-minutes", "1")
-    assert driver.main([*resumed(run)[:3], *more]) == 0
+    assert main([*resumed(run)[:3], *more]) == 0
     counters = load(CheckpointFolder(run / "checkpoints", 1).newest() or run)["counters"]
     assert counters["agent_steps"] >= 2600
 
@@ -660,7 +660,7 @@ def test_hint_can_be_pasted_whatever_the_folder_is_called(
 def test_what_a_killed_start_left_keeps_nobody_from_starting(tmp_path: Path) -> None:
     (tmp_path / ".troop-0123456789abcdef").write_text("half")
     arguments = [*NEW, "--total-frames", "1100", "--run-dir", str(tmp_path)]
-    assert driver.main(arguments) == 0
+    assert main(arguments) == 0
     assert not list(tmp_path.glob(".troop-*"))
 
 
@@ -670,8 +670,8 @@ def test_video_and_plots_are_written_past_whatever_has_their_names(run: Path) ->
     os.mkfifo(video.with_suffix(".partial.mp4"))
     os.mkfifo(run / "plots" / "return.png")
     with quickly():
-        assert driver.main(["eval", str(run), "--episodes", "1", "--video"]) == 0
-        assert driver.main(["plot", str(run)]) == 0
+        assert main(["eval", str(run), "--episodes", "1", "--video"]) == 0
+        assert main(["plot", str(run)]) == 0
     assert video.is_file() and (run / "plots" / "return.png").is_file()
 
 

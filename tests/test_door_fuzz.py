@@ -20,9 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-import launch as driver
-from common.curves import load_curves
-from common.plots import provenance
+from driver.view.curves import load_curves
+from driver.view.plots import provenance
+from launch import main
 from learner.checkpoint import CheckpointError, load, save
 
 # How many folders are tried; more with TROOP_FUZZ=2000.
@@ -58,7 +58,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A short run that ended well; each example changes a copy."""
     path = tmp_path_factory.mktemp("trained") / "run"
     threads = torch.get_num_threads()
-    assert driver.main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
+    assert main([*NEW, "--total-frames", "1100", "--run-dir", str(path)]) == 0
     yield path
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(False)
@@ -211,7 +211,7 @@ def command(*arguments: str) -> int:
     """Run a command and return its exit code; anything else that it raises is a failure."""
     try:
         with quickly():
-            return driver.main(arguments)
+            return main(arguments)
     except SystemExit as end:
         assert isinstance(end.code, int)
         return end.code

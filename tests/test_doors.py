@@ -13,7 +13,7 @@ import psutil
 import pytest
 from launching import ROOT, STOP_S, Launched, started
 
-from common import ray_session
+from driver import ray_session
 
 pytestmark = pytest.mark.ray
 

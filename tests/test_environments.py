@@ -15,8 +15,8 @@ from gymnasium.spaces import Box, Discrete
 from actors.atari import atari_game, atari_vector
 from actors.environments import Environments, make_environments, resolve
 from common.config import EnvConfig
-from common.scores import RANDOM_AND_HUMAN
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
+from driver.view.scores import RANDOM_AND_HUMAN
 
 
 class CountingEnv(gymnasium.Env[np.ndarray, np.int64]):

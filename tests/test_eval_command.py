@@ -14,15 +14,15 @@ import torch
 from fakes import begin_run, made
 from launching import launch
 
-import launch as driver
 from actors.environments import resolve
 from actors.policy import EpsilonGreedyPolicy
-from common import tags
 from common.config import AgentConfig, Config, EnvConfig, EvaluatorConfig
 from common.networks import build_network, flatten_state
-from common.run_folder import RunFolder
-from common.tensorboard import EventWriter
 from common.types import Weights, WeightsVersion
+from driver.run_folder import RunFolder
+from driver.view import tags
+from driver.view.events import EventWriter
+from launch import main
 from learner.assembly import weights_payload
 from learner.checkpoint import CheckpointFolder, load, save
 
@@ -58,7 +58,7 @@ def test_last_best_and_a_path_name_the_weights_to_play(
     save(run / "checkpoints" / "best.pt", payload_of(CARTPOLE, 20))
     asked = {"last": 30, "best": 20, str(run / "checkpoints" / "checkpoint_0000000007.pt"): 7}
     for name, step in asked.items():
-        assert driver.main(["eval", str(run), "--episodes", "2", "--checkpoint", name]) == 0
+        assert main(["eval", str(run), "--episodes", "2", "--checkpoint", name]) == 0
         said = capsys.readouterr().out
         assert f"learner step {step};" in said
         assert "2 games, epsilon 0.001, seed 10000: mean " in said
@@ -74,7 +74,7 @@ def test_games_are_played_with_the_runs_own_epsilon_unless_the_flag_says_otherwi
     config = dataclasses.replace(CARTPOLE, evaluator=EvaluatorConfig(epsilon=0.25))
     run = make_run(tmp_path / "run", config)
     save_last(run, payload_of(CARTPOLE))
-    assert driver.main(["eval", str(run), "--episodes", "2", *flags]) == 0
+    assert main(["eval", str(run), "--episodes", "2", *flags]) == 0
     assert f"2 games, epsilon {epsilon}, seed 10000: mean " in capsys.readouterr().out
 
 
@@ -93,7 +93,7 @@ def test_epsilon_of_the_run_is_the_one_that_plays_in_the_games_and_in_the_video(
         tmp_path / "run", dataclasses.replace(CARTPOLE, evaluator=EvaluatorConfig(epsilon=0.75))
     )
     save_last(run, payload_of(CARTPOLE))
-    assert driver.main(["eval", str(run), "--episodes", "1", "--video"]) == 0
+    assert main(["eval", str(run), "--episodes", "1", "--video"]) == 0
     assert played == [0.75, 0.75]
 
 
@@ -112,7 +112,7 @@ def test_video_of_a_whole_game_lies_in_the_run(
 ) -> None:
     run = make_run(tmp_path / "run")
     save_last(run, payload_of(CARTPOLE))
-    assert driver.main(["eval", str(run), "--episodes", "1", "--video"]) == 0
+    assert main(["eval", str(run), "--episodes", "1", "--video"]) == 0
     (video,) = (run / "videos").iterdir()
     assert video.suffix == ".mp4"
     assert video.stat().st_size > 1_000
@@ -127,7 +127,7 @@ def test_video_that_cannot_be_written_is_one_line(
     (run / "videos").rmdir()
     (run / "videos").write_text("not a folder")
     with pytest.raises(SystemExit) as end:
-        driver.main(["eval", str(run), "--episodes", "1", "--video"])
+        main(["eval", str(run), "--episodes", "1", "--video"])
     assert end.value.code == 2
     said = capsys.readouterr()
     assert "mean " in said.out, "the score is told all the same"
@@ -295,24 +295,24 @@ def test_curves_are_saved_and_drawn_again_from_the_file_alone(
 ) -> None:
     run = write_events(make_run(tmp_path / "run"), 50)
     file = tmp_path / "docs" / "curves.json"
-    assert driver.main(["plot", str(run), "--save-scalars", str(file)]) == 0
+    assert main(["plot", str(run), "--save-scalars", str(file)]) == 0
     said = capsys.readouterr().out
     assert "run: python launch.py" in said
     assert f"{file}\n" in said
     assert json.loads(file.read_text())["about"]["game"] == "cartpole_v1"
     for path in (run / "plots").iterdir():
         path.unlink()
-    assert driver.main(["plot", str(file)]) == 0
+    assert main(["plot", str(file)]) == 0
     drawn = sorted((tmp_path / "docs" / "curves-plots").iterdir())
     assert [path.name for path in drawn] == ["epsilon.png", "overview.png", "return.png"]
     again = tmp_path / "again"
-    assert driver.main(["plot", str(file), "--out", str(again)]) == 0
+    assert main(["plot", str(file), "--out", str(again)]) == 0
     assert [p.read_bytes() for p in sorted(again.iterdir())] == [p.read_bytes() for p in drawn]
 
 
 def test_plot_by_minutes_has_files_of_its_own(tmp_path: Path) -> None:
     run = write_events(make_run(tmp_path / "run"), 50)
-    assert driver.main(["plot", str(run), "--x", "minutes"]) == 0
+    assert main(["plot", str(run), "--x", "minutes"]) == 0
     assert (run / "plots" / "return_by_minutes.png").exists()
     assert not (run / "plots" / "return.png").exists()
 
@@ -354,7 +354,7 @@ def test_environment_that_fails_is_one_line_and_its_traceback_is_in_the_log(
     run = odd_run(tmp_path / "run", name)
     known = ("--env", f"odd_environments:{name}-v0")
     with pytest.raises(SystemExit) as end:
-        driver.main(["eval", str(run), "--episodes", "2", *known, *flags])
+        main(["eval", str(run), "--episodes", "2", *known, *flags])
     assert end.value.code == 2
     said = capsys.readouterr()
     assert said.err.startswith(f"launch.py: the environment odd_environments:{name}-v0, {line}")

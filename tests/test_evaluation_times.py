@@ -12,11 +12,10 @@ import ray
 from fakes import FakeClock, new_plan
 
 from actors.environments import resolve
-from common.crew import Roles
 from common.presets import PRESETS
-from common.ray_run import RayRun
 from common.reports import EvaluationResult
 from common.types import Weights, WeightsVersion
+from driver.ray_run import RayRun
 
 CONFIG = PRESETS["cartpole"].config
 PERIOD_S = 60.0 * CONFIG.evaluator.every_minutes
@@ -42,13 +41,14 @@ class Driver:
             get=lambda ref, **_: ref,
             exceptions=ray.exceptions,
         )
-        monkeypatch.setattr("common.evaluations.ray", at_once)
-        monkeypatch.setattr("common.evaluations.time", SimpleNamespace(monotonic=self.clock))
+        monkeypatch.setattr("driver.evaluations.ray", at_once)
+        monkeypatch.setattr("driver.evaluations.time", SimpleNamespace(monotonic=self.clock))
         nobody: Any = SimpleNamespace(note=lambda line: None, evaluated=lambda result: None)
         evaluator = SimpleNamespace(remote=self._construct)
+        role = SimpleNamespace(options=lambda: evaluator)
+        monkeypatch.setattr("driver.ray_run.Evaluator", role)
         self._run = RayRun(
             plan=new_plan(CONFIG, resolve(CONFIG.env), folder),
-            roles=Roles(None, SimpleNamespace(options=lambda: evaluator), None, None, None),
             reporter=nobody,
             console=nobody,
             interrupts=nobody,

@@ -14,13 +14,13 @@ import pytest
 from ale_py import roms
 from launching import HAS_COMPILER, ROOT, result_of
 
-import launch as driver
 from actors.atari import atari_game
 from actors.environments import resolve
 from common.config import EnvConfig
 from common.presets import PRESETS
-from common.scores import RANDOM_AND_HUMAN
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
+from driver.view.scores import RANDOM_AND_HUMAN
+from launch import main
 from learner.checkpoint import CheckpointFolder, load
 
 pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
@@ -37,7 +37,7 @@ SMALL = (
 
 def run(folder: Path, *flags: str) -> dict[str, Any]:
     """Run to the end in this process and return the run's result."""
-    assert driver.main([*SMALL, "--run-dir", str(folder), *flags]) == 0
+    assert main([*SMALL, "--run-dir", str(folder), *flags]) == 0
     return result_of(folder)
 
 
@@ -135,7 +135,7 @@ def test_other_games_than_pong_take_1000_learner_steps(
         *("--learner.compile", "on" if HAS_COMPILER else "off"),
         *("--learner.precision", "bfloat16" if multiplies_bfloat16() else "float32"),
     )
-    assert driver.main([*flags, "--run-dir", str(folder)]) == 0
+    assert main([*flags, "--run-dir", str(folder)]) == 0
     result = result_of(folder)
     expect_whole(folder, result, frames=4 * begin)
     assert result["learner_steps"] >= 1_000
@@ -146,7 +146,7 @@ def test_other_games_than_pong_take_1000_learner_steps(
 
 # Where games are named on purpose: the table of scores, the ROMs that nobody can play alone, and
 # the settings, which name the game to play.
-NAMES_GAMES = {"common/scores.py", "actors/atari.py", "common/config.py", "common/presets.py"}
+NAMES_GAMES = {"driver/view/scores.py", "actors/atari.py", "common/config.py", "common/presets.py"}
 
 
 # What ids have around a game's title.
@@ -168,7 +168,7 @@ def named_games(source: str) -> set[str]:
 
 def test_no_code_names_a_game() -> None:
     files = [ROOT / "launch.py"]
-    for package in ("actors", "common", "learner", "replay"):
+    for package in ("actors", "common", "driver", "learner", "replay"):
         files += (ROOT / package).glob("*.py")
     assert len(files) > 40
     found = {

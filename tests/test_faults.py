@@ -26,8 +26,8 @@ from faulting import (
 )
 from launching import STOP_S, started
 
-from common.tags import save_held_tag
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
+from driver.view.tags import save_held_tag
 from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
 

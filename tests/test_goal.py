@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from common.goal import ReturnGoal
+from driver.goal import ReturnGoal
 
 
 def test_hundred_training_games_that_average_the_goal_reach_it_and_not_one_game_earlier() -> None:

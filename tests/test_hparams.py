@@ -14,11 +14,11 @@ from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, list_session_groups
 from tensorboard.plugins.hparams.backend_context import Context
 
-import launch as driver
 from common.config import Config
-from common.hparams import hparams_summary
 from common.presets import PRESETS
-from common.tensorboard import EventWriter, event_files, read_scalars
+from driver.view.events import EventWriter, event_files, read_scalars
+from driver.view.hparams import hparams_summary
+from launch import main
 
 
 def write_run(folder: Path, config: Config, scores: list[float]) -> None:
@@ -101,7 +101,7 @@ def test_a_run_writes_its_settings_into_its_own_events(tmp_path: Path) -> None:
     run = tmp_path / "run"
     small = ("--total-frames", "1100", "--evaluator.no-enabled", "--seed", "7")
     flags = ["--preset", "cartpole", "--serial", *small, "--run-dir", str(run)]
-    assert driver.main(flags) == 0
+    assert main(flags) == 0
     assert len(event_files(run)) == 1
     assert event_files(tmp_path) == [], "no folder but the run's"
     (group,) = session_groups(backend(tmp_path), ["seed", "env.id"])

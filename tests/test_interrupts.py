@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from common.interrupts import Interrupts, Request
+from driver.interrupts import Interrupts, Request
 
 NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 EACH = pytest.mark.parametrize("number", NUMBERS)

@@ -14,8 +14,8 @@ import yaml
 from design_tags import DESIGN_TAGS
 from launching import ROOT, STOP_S, Launched, launch, result_of, started
 
-import launch as driver
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
+from launch import main
 from learner.checkpoint import CheckpointFolder, load
 
 # A run of the whole line in well under a minute; and one that goes on until somebody ends it.
@@ -66,9 +66,9 @@ def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_pl
     assert (run / "run.json").exists()
     assert "every actor has pushed" in (run / "log.txt").read_text()
 
-    assert driver.main(["eval", str(run), "--episodes", "3"]) == 0
+    assert main(["eval", str(run), "--episodes", "3"]) == 0
     assert "3 games" in capsys.readouterr().out
-    assert driver.main(["plot", str(run)]) == 0
+    assert main(["plot", str(run)]) == 0
     assert list((run / "plots").glob("*.png"))
 
 
@@ -279,6 +279,6 @@ def test_all_problems_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFi
 def refusal(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> str:
     """Return what the command says when it refuses, in this process."""
     with pytest.raises(SystemExit) as end:
-        driver.main(arguments)
+        main(arguments)
     assert end.value.code == 2
     return capsys.readouterr().err

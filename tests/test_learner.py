@@ -562,7 +562,7 @@ def test_learner_that_cannot_compile_steps_eagerly_or_ends_and_says_why(
     said = (done.stdout if choice == "auto" else done.stderr).splitlines()[-1]
     expected = {
         "auto": "steps are not compiled: ",
-        "on": "common.run_ended.RunEnded: --learner.compile on: must not be on where steps cannot "
+        "on": "common.endings.RunEnded: --learner.compile on: must not be on where steps cannot "
         "be compiled: ",
     }
     assert done.returncode == (choice == "on"), done.stderr

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from fakes import new_plan
 
 import actors
 import launch
@@ -28,6 +27,7 @@ from common.config import AgentConfig, LearnerConfig
 from common.machine import total_memory_bytes
 from common.presets import PRESETS
 from common.source import source_hash
+from driver import serial_cores
 from learner import worker as learner_worker
 from learner.learner_loop import LearnerLoop
 from learner.worker import LearnerProcess
@@ -138,7 +138,9 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
             CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
         )
         actor: Any = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
-        process = LearnerProcess(new_plan(CONFIG, spec, run), [nobody], nobody, 0, 0, source)
+        process = LearnerProcess(
+            CONFIG, spec, [nobody], nobody, run / "checkpoints", "", 0, 0, 0, True, 0, source
+        )
         process._prefetcher.close()
         evaluator: Any = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)
         for player in (actor, evaluator):  # these make their environments when they run
@@ -183,7 +185,9 @@ def test_another_core_or_setting_in_one_mode_is_noticed(
     def other_samples(**kwargs: Any) -> LearnerLoop:
         return LearnerLoop(**{**kwargs, "samples": 1})
 
-    monkeypatch.setattr(launch, "LearnerLoop", OtherLoop if changed == "class" else other_samples)
+    monkeypatch.setattr(
+        serial_cores, "LearnerLoop", OtherLoop if changed == "class" else other_samples
+    )
     differing = parts_of_serial(tmp_path / "s") ^ parts_of_ray(tmp_path / "r", monkeypatch)
     expected = {"OtherLoop", "LearnerLoop"} if changed == "class" else {"LearnerLoop"}
     assert {part.name for part in differing} == expected

@@ -25,10 +25,10 @@ from actors.environments import (
 )
 from actors.evaluator import expect_pictures
 from common.config import AgentConfig, EnvConfig
-from common.environment_failed import EnvironmentFailed
+from common.endings import EnvironmentFailed, Interrupted
 from common.heartbeat import Heartbeat
-from common.interrupts import Interrupted, Interrupts
 from common.networks import build_network
+from driver.interrupts import Interrupts
 from learner.assembly import spec_from_dict, spec_to_dict
 from learner.checkpoint import CheckpointFolder, load, save
 

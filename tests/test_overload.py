@@ -14,8 +14,8 @@ from launching import STOP_S, Launched, result_of, started
 
 from common.config import Config
 from common.config_file import load_file
-from common.tags import REPLAY_TRANSITIONS
-from common.tensorboard import read_scalars
+from driver.view.events import read_scalars
+from driver.view.tags import REPLAY_TRANSITIONS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -16,15 +16,15 @@ from launching import launch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common import plots, tags
-from common.command_line import PlotCommand
 from common.config import ActorConfig, Config
 from common.config_file import save_file
-from common.curves import load_curves, save_curves
-from common.plot_command import draw as draw_command
-from common.plots import XAxis, plot_runs, provenance
 from common.presets import PRESETS
-from common.tensorboard import EventWriter
+from driver.command_line import PlotCommand
+from driver.plot_command import draw as draw_command
+from driver.view import plots, tags
+from driver.view.curves import load_curves, save_curves
+from driver.view.events import EventWriter
+from driver.view.plots import XAxis, plot_runs, provenance
 
 ALL = [
     *("return", "evaluation", "loss", "epsilon", "throughput"),
@@ -278,7 +278,7 @@ def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
     tmp_path: Path, figures: dict[str, Figure], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [1_000.0]
-    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    monkeypatch.setattr("driver.view.events.time.time", lambda: now_s[0])
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for minute in range(1, 4):
             now_s[0] += 60.0

@@ -17,11 +17,11 @@ import pytest
 from disks import SmallDisk
 from launching import ROOT
 
-from common.private_folder import PrivateFolder
+from driver.private_folder import PrivateFolder
 
 OWNER = """
 import sys, time
-from common.private_folder import PrivateFolder
+from driver.private_folder import PrivateFolder
 folder = PrivateFolder("in", longest_bytes=4096)
 print(folder.path.parent, flush=True)
 time.sleep(600)

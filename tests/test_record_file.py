@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from disks import SmallDisk, files_no_longer_than
 
-from common.record_file import RecordFile
+from driver.view.record_file import RecordFile
 
 HEAD = b"head\n"
 

@@ -13,10 +13,7 @@ import pytest
 from design_tags import DESIGN_TAGS
 from fakes import made
 
-from common.console import Console, RunStatus
-from common.reporter import Progress, Reporter
 from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport, SaveStatus
-from common.tensorboard import EventWriter, Series, read_scalars
 from common.types import (
     EnvironmentSpec,
     EpisodeRecord,
@@ -24,6 +21,9 @@ from common.types import (
     PhaseSeconds,
     WeightsVersion,
 )
+from driver.view.console import Console, RunStatus
+from driver.view.events import EventWriter, Series, read_scalars
+from driver.view.reporter import Progress, Reporter
 
 PONG = EnvironmentSpec(
     name="pong",

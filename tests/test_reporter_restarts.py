@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from test_reporter import Stage, game, learner_report, phases, shard_report
 
-from common.console import RunStatus
 from common.reports import LearnerReport, ReplayReport
+from driver.view.console import RunStatus
 
 
 @pytest.fixture

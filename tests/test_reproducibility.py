@@ -20,7 +20,6 @@ import pytest
 import torch
 from launching import ROOT, Launched, launch, result_of, started
 
-import launch as driver
 from actors.environments import resolve
 from common.config import (
     ActorConfig,
@@ -33,8 +32,9 @@ from common.config import (
 )
 from common.config_file import save_file
 from common.packing import unpack_segment
-from common.tensorboard import read_scalars
 from common.types import AddReply, Push, RunCounts, SampleReply, Segment
+from driver.view.events import read_scalars
+from launch import main
 from learner.assembly import make_learner
 from learner.checkpoint import load
 from replay.shard import ReplayShard
@@ -111,7 +111,7 @@ def test_serial_runs_of_one_seed_leave_the_same_checkpoints_to_the_bit(
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     done = launch(*arguments(name, elsewhere, 3), environment={"PYTHONHASHSEED": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert driver.main(arguments(name, here, 3)) == 0
+    assert main(arguments(name, here, 3)) == 0
 
     results = [result_of(run) for run in (elsewhere, here)]
     for result in results:
@@ -133,7 +133,7 @@ def test_reports_evaluations_and_checkpoints_change_nothing_that_is_learned(tmp_
     """What looks on, and how often, is a matter of its own."""
 
     def learned(run: str, seed: int, *flags: str) -> dict[str, Any]:
-        assert driver.main(arguments("cartpole", tmp_path / run, seed, *flags)) == 0
+        assert main(arguments("cartpole", tmp_path / run, seed, *flags)) == 0
         payload = load(max((tmp_path / run).glob("checkpoints/checkpoint_*.pt")))
         del payload["counters"]["save"]  # how often it was saved is what differs
         return {part: payload[part] for part in ("weights", "learner", "counters")}
@@ -209,10 +209,10 @@ def test_serial_run_leaves_the_same_files_on_any_cores_and_at_any_speed(
 def test_serial_runs_that_go_on_from_the_same_files_leave_the_same_files(tmp_path: Path) -> None:
     free, held = tmp_path / "free", tmp_path / "held"
     minutes = ("--evaluator.every-minutes", "0.05", "--checkpoint.every-minutes", "0.02")
-    assert driver.main(arguments("cartpole", free, 3, *minutes)) == 0
+    assert main(arguments("cartpole", free, 3, *minutes)) == 0
     shutil.copytree(free, held)
     more = ("--serial", "--total-frames", "2000")
-    assert driver.main(["--resume", str(free), *more]) == 0
+    assert main(["--resume", str(free), *more]) == 0
     with started("--resume", str(held), *more) as launched:
         hold(launched)
         done = launched.wait()
@@ -381,7 +381,7 @@ def run_fixed(events: Events, folder: Path, seed: int) -> dict[str, Any]:
     config, run = dataclasses.replace(FIXED, seed=seed), folder / "run"
     save_file(config, folder / "fixed.yaml")
     flags = ("--config", str(folder / "fixed.yaml"), "--serial", "--run-dir", str(run))
-    assert driver.main(flags) == 0
+    assert main(flags) == 0
     (checkpoint,) = (run / "checkpoints").glob("checkpoint_*.pt")
     payload, segments, spec = load(checkpoint), events.segments, resolve(config.env)
     learner = make_learner(config, spec, device=torch.device("cpu"), serial=True)

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fakes import new_plan
 from launching import result_of
 
 import launch
@@ -153,8 +152,10 @@ def test_a_learner_that_died_before_its_first_checkpoint_says_that_it_learns_ane
     monkeypatch.setattr(learner_worker, "tune_allocator", lambda: None)
     monkeypatch.setattr(learner_worker, "_CATCH_UP_S", 0.0)  # the shard never answers
     nobody: Any = SimpleNamespace()
-    plan = new_plan(config, resolve(config.env), tmp_path / "run")
-    process: Any = LearnerProcess(plan, [nobody], nobody, incarnation, 0, source_hash())
+    process: Any = LearnerProcess(
+        config, resolve(config.env), [nobody], nobody, tmp_path, "", 0, 0,
+        incarnation, incarnation == 0, 0, source_hash(),
+    )  # fmt: skip
     process._prefetcher.close()
     said = process.describe()
     assert said.startswith("learning on ")

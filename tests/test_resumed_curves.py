@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
 
-from common.tensorboard import EventWriter, event_files, read_scalars
+from driver.view.events import EventWriter, event_files, read_scalars
 
 Curves = dict[str, list[tuple[int, float]]]
 

@@ -17,11 +17,11 @@ import pytest
 from disks import SmallDisk, files_no_longer_than
 from fakes import begin_run
 
-from common import run_folder
 from common.config import Config
 from common.config_file import load_file
 from common.files import UnreadableFile
-from common.run_folder import Result, RunFolder, RunFolderError, facts
+from driver import run_folder
+from driver.run_folder import Result, RunFolder, RunFolderError, facts
 
 
 def tree(folder: Path) -> list[str]:
@@ -209,7 +209,7 @@ def test_json_that_cannot_be_written_leaves_the_old_one_alone(tmp_path: Path) ->
 _HOLD = """
 import subprocess, sys
 from pathlib import Path
-from common.run_folder import RunFolder
+from driver.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.lock()
 child = subprocess.Popen(["sleep", "60"], close_fds=False)

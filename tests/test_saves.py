@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from common.reports import NEVER_SAVED, SaveStatus
-from common.run_folder import RunFolder
-from common.saves import Saves
-from common.supervisor import WorkerName
+from driver.run_folder import RunFolder
+from driver.saves import Saves
+from driver.supervisor import WorkerName
 
 LEARNER = ("learner", 0)
 SHARD = ("replay", 1)

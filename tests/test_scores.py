@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from ale_py import roms
 
-from common.scores import RANDOM_AND_HUMAN, human_normalized_score
+from driver.view.scores import RANDOM_AND_HUMAN, human_normalized_score
 
 # Game, random score, human score: DQN Zoo, dqn_zoo/atari_data.py (f87bb1f), all of it.
 PUBLISHED = """

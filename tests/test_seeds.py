@@ -24,8 +24,8 @@ from actors.worker import ActorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
 from common.source import source_hash
-from common.tensorboard import read_scalars
 from common.types import Weights, WeightsVersion
+from driver.view.events import read_scalars
 from learner.assembly import make_learner
 from learner.learner import DeviceBatch
 from replay.assembly import make_shard

@@ -14,11 +14,12 @@ from fakes import NO_PHASES, FakeClock, make_segment, new_plan
 from test_reporter import evaluation
 
 from common.config import Config
-from common.interrupts import Interrupts
+from common.endings import RunEnded
 from common.reports import EvaluationResult
-from common.run_ended import RunEnded
-from common.serial_run import Cores, SerialRun
 from common.types import EnvironmentSpec, EpisodeRecord, ObservationSpec, PhaseSeconds, Segment
+from driver.interrupts import Interrupts
+from driver.serial_cores import Cores
+from driver.serial_run import SerialRun
 
 SPEC = EnvironmentSpec("toy", ObservationSpec((2, 3), "uint8", 4), 3, 1, "")
 STEPS = 5  # of one push
@@ -47,7 +48,8 @@ class Stage:
         self.notes: list[str] = []
         self.evaluations: list[EvaluationResult] = []
         self.waits: set[str] = set()  # who books the present moment as waiting
-        self.cores = Cores(
+        parts: Any = Cores  # they are none of the types that it names
+        self.cores = parts(
             players=[_Player(self, k) for k in range(players)],
             writers=[_Writer(self, k) for k in range(players)],
             shards=[self],
@@ -205,14 +207,14 @@ def test_every_actor_has_its_turn_and_a_full_one_is_not_asked(tmp_path: Path) ->
     stage = Stage(players=3, ratio=0)
     stage.run(tmp_path, total_frames=45)
     assert stage.pushes == 45 // STEPS
-    assert [player._calls for player in stage.cores.players] == [3, 3, 3]  # type: ignore[attr-defined]
+    assert [player._calls for player in stage.cores.players] == [3, 3, 3]
 
 
 def test_player_without_a_segment_pushes_nothing_and_keeps_its_games(tmp_path: Path) -> None:
     stage = Stage(every=4)
     stage.run(tmp_path, total_frames=15)
     assert stage.pushes == stage.ended_episodes == 3
-    assert stage.cores.players[0]._calls == 12  # type: ignore[attr-defined]
+    assert stage.cores.players[0]._calls == 12
 
 
 # --- what it writes -------------------------------------------------------------------------------
@@ -238,7 +240,7 @@ def test_speed_changes_nothing_but_how_often_is_reported(
             clock.now_s += seconds
             return clock.now_s
 
-        monkeypatch.setattr("common.serial_run.time.monotonic", tick)
+        monkeypatch.setattr("driver.serial_run.time.monotonic", tick)
         stage = Stage(players=2, every=3, ratio=3)
         stage.returns = [1.0] * 1_000
         defaults = Config()
@@ -283,7 +285,7 @@ def test_a_minute_is_6000_agent_and_learner_steps(ratio: int, tmp_path: Path) ->
 def test_long_turn_of_the_learner_is_reported_while_it_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("common.serial_run._REPORT_MINUTES", 0.0)
+    monkeypatch.setattr("driver.serial_run._REPORT_MINUTES", 0.0)
     stage = Stage(ratio=50)
     stage.run(tmp_path, total_frames=5)
     first, last = stage.diary.index("learn"), len(stage.diary) - stage.diary[::-1].index("learn")

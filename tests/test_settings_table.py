@@ -6,7 +6,7 @@ import re
 from common.config import Config
 from common.config_file import to_dict
 from common.presets import PRESETS
-from common.settings_table import settings_table
+from driver.view.settings_table import settings_table
 
 
 def test_table_holds_every_setting_with_its_value() -> None:

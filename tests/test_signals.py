@@ -18,7 +18,7 @@ import pytest
 from hanging_game import HANGING, HANGS
 from launching import PATIENCE_S, ROOT, STOP_S, result_of, started
 
-from common.interrupts import ECHO_S
+from driver.interrupts import ECHO_S
 
 SERIAL = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled")
 ENDLESS = (*SERIAL, "--total-frames", "100000000", "--checkpoint.every-minutes", "600")
@@ -116,7 +116,7 @@ def test_run_that_hangs_inside_of_its_game_is_not_deaf(tmp_path: Path) -> None:
 # What a first signal finds busy, in a call into C that takes longer than the second gets.
 BUSY = """
 import os, sys, time, threading
-from common import interrupts
+from driver import interrupts
 from hanging_game import hang
 interrupts.ECHO_S, interrupts.DEAF_S = 0.1, 0.5
 interrupts.raise_at_signals()

@@ -20,7 +20,7 @@ from common.source import ROOT, expect_source, source_hash
 @pytest.fixture
 def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the source that `source_hash` looks at instead."""
-    for folder in ("actors", "common", "learner", "replay"):
+    for folder in ("actors", "common", "driver", "learner", "replay"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
         )

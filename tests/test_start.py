@@ -17,7 +17,7 @@ TRAIN = ("--preset", "cartpole", "--serial", "--total-frames", "1200", "--evalua
 WARNS = f"""
 import os, sys, warnings
 sys.path.insert(0, {str(ROOT)!r})
-from common.warning_filters import raise_no_warnings
+from driver.warning_filters import raise_no_warnings
 raise_no_warnings()
 warnings.warn("shown", RuntimeWarning)
 warnings.warn("not shown", DeprecationWarning)
@@ -86,7 +86,7 @@ def test_python_without_the_packages_is_one_line() -> None:
 
 def test_fault_in_our_own_modules_keeps_its_traceback() -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from common.missing_modules import *; "
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from driver.missing_modules import *; "
         "sys.excepthook = tell_in_one_line; import common.no_such_module"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

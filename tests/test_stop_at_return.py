@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from launching import launch, result_of
 
-import launch as driver
-from common.serial_run import SerialRun
-from common.tensorboard import read_scalars
+from driver.serial_run import SerialRun
+from driver.view.events import read_scalars
+from launch import main
 from learner.checkpoint import CheckpointFolder, load
 
 QUICK = ("--preset", "cartpole", "--total-frames", "60000")
@@ -38,7 +38,7 @@ def test_serial_run_ends_when_100_training_games_average_the_goal_and_at_the_sam
     results = []
     for name in ("one", "two"):
         flags = ("--stop-at-return", "25", "--stop-at-return-of", "train")
-        assert driver.main([*QUICK, *flags, "--serial", "--run-dir", str(tmp_path / name)]) == 0
+        assert main([*QUICK, *flags, "--serial", "--run-dir", str(tmp_path / name)]) == 0
         results.append(expect_ended_in_order(tmp_path / name))
     first, second = results
     assert first["learner_steps"] > 0
@@ -61,7 +61,7 @@ def test_serial_run_ends_when_an_evaluation_averages_the_goal(tmp_path: Path) ->
     # A game of CartPole lasts 8 steps at least, and 100 training games are soon played.
     flags = ("--stop-at-return", "5", "--stop-at-return-of", "eval", "--serial")
     often = ("--evaluator.every-minutes", "0.05")
-    assert driver.main([*QUICK, *flags, *often, "--run-dir", str(run)]) == 0
+    assert main([*QUICK, *flags, *often, "--run-dir", str(run)]) == 0
     reason = expect_ended_in_order(run)["end_reason"]
     assert re.fullmatch(r"eval return \S+ >= 5 \(mean of 10 games\)", reason), reason
 
@@ -83,7 +83,7 @@ def test_interrupt_of_the_last_evaluation_leaves_the_reason_of_a_run_that_is_ove
         return reason
 
     monkeypatch.setattr(SerialRun, "run", end)
-    assert driver.main([*QUICK, "--serial", "--run-dir", str(run)]) == 130
+    assert main([*QUICK, "--serial", "--run-dir", str(run)]) == 130
     assert result_of(run)["end_reason"] == reason
     assert ("continue with" in capsys.readouterr().out) == (reason == "interrupted")
 
@@ -93,10 +93,10 @@ def test_resumed_run_counts_the_games_of_the_sitting_before(tmp_path: Path) -> N
     run = tmp_path / "run"
     goal = ("--stop-at-return", "9", "--stop-at-return-of", "train", "--serial")  # any game's
     sitting = ("--evaluator.no-enabled", "--total-episodes")
-    assert driver.main([*QUICK, *goal, *sitting, "60", "--run-dir", str(run)]) == 0
+    assert main([*QUICK, *goal, *sitting, "60", "--run-dir", str(run)]) == 0
     first = result_of(run)
     assert (first["end_reason"], first["episodes"]) == ("done", 60)
-    assert driver.main(["--resume", str(run), "--serial", "--total-episodes", "150"]) == 0
+    assert main(["--resume", str(run), "--serial", "--total-episodes", "150"]) == 0
     result = result_of(run)
     assert result["end_reason"].startswith("train return ")
     assert 100 <= result["episodes"] < 110
@@ -108,7 +108,7 @@ def test_resumed_run_counts_the_games_of_the_sitting_before(tmp_path: Path) -> N
 def test_run_whose_goal_is_out_of_reach_is_done_with_its_frames(tmp_path: Path) -> None:
     run = tmp_path / "run"
     flags = ("--stop-at-return", "501", "--total-frames", "3000", "--serial")
-    assert driver.main([*QUICK, *flags, "--run-dir", str(run)]) == 0
+    assert main([*QUICK, *flags, "--run-dir", str(run)]) == 0
     result = result_of(run)
     assert result["end_reason"] == "done"
     assert result["frames"] >= 3_000

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from common.supervisor import GiveUp, Recreate, Supervisor
+from driver.supervisor import GiveUp, Recreate, Supervisor
 
 
 def make_supervisor(**changes: float) -> Supervisor:

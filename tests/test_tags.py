@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common import tags
+from driver.view import tags
 
 
 def test_quartiles_count_from_the_one_that_explores_most() -> None:

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.plugin_event_accumulator import (
     EventAccumulator,
 )
 
-from common import tensorboard
-from common.tensorboard import (
+from driver.view import events
+from driver.view.events import (
     EventWriter,
     Series,
     Session,
@@ -127,7 +127,7 @@ def test_every_start_of_a_run_is_a_session_from_its_first_event_to_its_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [100.0]
-    monkeypatch.setattr("common.tensorboard.time.time", lambda: now_s[0])
+    monkeypatch.setattr("driver.view.events.time.time", lambda: now_s[0])
     for start_s, end_s, first_frames in ((100.0, 160.0, 0), (1_000.0, 1_030.0, 7)):
         now_s[0] = start_s
         with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=first_frames) as writer:
@@ -169,7 +169,7 @@ def test_files_sort_in_the_order_they_were_made_even_within_a_second_or_after_a_
     ahead = tmp_path / f"events.out.tfevents.{int(time.time()) + 1000}.other-host.1"
     ahead.write_bytes(b"")
     made = [_write(tmp_path, [("a", 1.0, frames)], first_frames=frames) for frames in range(3)]
-    assert tensorboard.event_files(tmp_path) == [ahead, *made]
+    assert events.event_files(tmp_path) == [ahead, *made]
 
 
 @pytest.mark.parametrize("keep", [0, 1, 11, 12, 20, -1])
@@ -198,7 +198,7 @@ def test_record_with_a_damaged_message_ends_the_file(tmp_path: Path) -> None:
     path = _write(tmp_path, [("a", 1.0, 1)])
     whole = path.read_bytes()
     _write(tmp_path / "other", [("a", 1.0, 1), ("a", 2.0, 2)])
-    (other,) = tensorboard.event_files(tmp_path / "other")
+    (other,) = events.event_files(tmp_path / "other")
     record = other.read_bytes()[len(whole) :]
     path.write_bytes(whole + record[:12] + b"\xff" * (len(record) - 12))
     assert _pairs(read_scalars(tmp_path)["a"]) == [(1, 1.0)]
@@ -223,14 +223,14 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
         "from pathlib import Path\n"
-        "from common.tensorboard import EventWriter, read_scalars\n"
+        "from driver.view.events import EventWriter, read_scalars\n"
         f"folder = Path({str(made(tmp_path / 'run'))!r})\n"
         "with EventWriter(folder=folder, flush_s=1.0, first_frames=0) as writer:\n"
         "    writer.scalar('a', 1.0, 1)\n"
         "assert list(read_scalars(folder)) == ['a']\n"
         "assert not {'torch', 'tensorflow'} & set(sys.modules)\n"
     )
-    root = Path(tensorboard.__file__).parent.parent
+    root = Path(events.__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
     )

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from common.watch import Watch
+from driver.watch import Watch
 
 ACTOR, SHARD = ("actor", 3), ("replay", 0)
 

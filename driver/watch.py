@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from common.supervisor import WorkerName
+from driver.supervisor import WorkerName
 
 
 @dataclass

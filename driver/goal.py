@@ -8,8 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-# The training return is a mean over so many games: here, on the console, in result.json, in plots.
-RETURN_GAMES = 100
+from driver.view.tags import RETURN_GAMES
 
 
 class ReturnGoal:

@@ -8,11 +8,11 @@ from typing import Any
 
 import ray
 
-from common.console import Console
-from common.crew import Crew
 from common.reports import SaveStatus
-from common.run_folder import RunFolder
-from common.supervisor import WorkerName
+from driver.crew import Crew
+from driver.run_folder import RunFolder
+from driver.supervisor import WorkerName
+from driver.view.console import Console
 
 _ANSWER_S = 60.0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from common.command_line import PlotCommand
-from common.curves import load_curves, save_curves
-from common.plots import plot_runs, provenance
-from common.run_folder import RunFolder
+from driver.command_line import PlotCommand
+from driver.run_folder import RunFolder
+from driver.view.curves import load_curves, save_curves
+from driver.view.plots import plot_runs, provenance
 
 
 def draw(command: PlotCommand, say: Callable[[str], None]) -> None:

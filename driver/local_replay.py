@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from common.plan import Plan
+from driver.plan import Plan
 from replay.assembly import make_shard, restore
 from replay.handles import LocalShard
 from replay.shard import ReplayShard

@@ -8,10 +8,10 @@ from typing import Any
 
 import ray
 
-from common.console import Console
-from common.crew import Crew
 from common.reports import EvaluationResult
 from common.types import Weights
+from driver.crew import Crew
+from driver.view.console import Console
 
 _ANSWER_S = 60.0
 _LAST_S = 600.0

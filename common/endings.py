@@ -1,12 +1,14 @@
-"""An environment that raised, or answered what no environment may."""
+"""Exceptions that end a run."""
 
 from __future__ import annotations
 
-from common.run_ended import RunEnded
+
+class RunEnded(Exception):
+    """The run cannot go on, or could not be saved; the text is the reason."""
 
 
 class EnvironmentFailed(RunEnded):
-    """An environment cannot be played on; the text is one line with its own words.
+    """An environment raised, or answered what none may; the text is one line with its own words.
 
     Attributes:
       details: its traceback for the log, "" where it raised nothing.
@@ -19,3 +21,7 @@ class EnvironmentFailed(RunEnded):
     def __reduce__(self) -> tuple[type[EnvironmentFailed], tuple[str, str]]:
         """Carry the traceback from process to process, too."""
         return EnvironmentFailed, (str(self), self.details)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Raised by a signal, and so by nobody's code that we call."""

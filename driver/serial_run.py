@@ -4,122 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
-from common.environment_failed import EnvironmentFailed
-from common.goal import ReturnGoal
-from common.interrupts import Interrupts
-from common.plan import Plan
-from common.reporter import Reporter
-from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.run_ended import RunEnded
-from common.types import EpisodeRecord, PhaseSeconds, Segment
+from common.endings import EnvironmentFailed, RunEnded
+from driver.goal import ReturnGoal
+from driver.interrupts import Interrupts
+from driver.plan import Plan
+from driver.serial_cores import Cores
+from driver.view.reporter import Reporter
 
 _REPORT_MINUTES = 1.0 / 60.0
 STEPS_PER_MINUTE = 6_000
 """Agent steps and learner steps, together, that count as a minute in `every_minutes`."""
-
-
-class Player(Protocol):
-    """See actors.actor_loop.ActorLoop."""
-
-    def collect(self, num_steps: int) -> list[Segment]:
-        """Return the segments that fill up in so many steps."""
-        ...
-
-    def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
-        """Return the games that ended since the last call."""
-        ...
-
-    def waiting(self) -> AbstractContextManager[None]:
-        """Book the time inside the `with` block as waiting."""
-        ...
-
-    def drain_phases(self) -> PhaseSeconds:
-        """Return the wall time by phase since the last call."""
-        ...
-
-
-class Writer(Protocol):
-    """See replay.writer.ReplayWriter."""
-
-    def push(
-        self, segments: Sequence[Segment], episodes: tuple[EpisodeRecord, ...], phases: PhaseSeconds
-    ) -> None:
-        """Offer segments."""
-        ...
-
-    def has_room(self) -> bool:
-        """Return whether another push may be opened."""
-        ...
-
-
-class Shard(Protocol):
-    """See replay.shard.ReplayShard."""
-
-    @property
-    def accepted(self) -> int:
-        """Transitions taken in."""
-        ...
-
-    @property
-    def ended_episodes(self) -> int:
-        """Games whose records came in."""
-        ...
-
-    def report(self) -> ReplayReport:
-        """Return what happened since the last report."""
-        ...
-
-
-class Stepper(Protocol):
-    """See learner.learner_loop.LearnerLoop."""
-
-    def waiting(self) -> AbstractContextManager[None]:
-        """Book the time inside the `with` block as waiting."""
-        ...
-
-    def run_step(self, timeout_s: float) -> bool:
-        """Take one learner step; return False if there is no batch."""
-        ...
-
-    def flush_priorities(self) -> None:
-        """Send the priorities of the step before."""
-        ...
-
-    def publish(self) -> None:
-        """Send the weights as they are now."""
-        ...
-
-    def publish_if_due(self) -> None:
-        """Send them if enough was learned since the last time."""
-        ...
-
-    def report(self) -> LearnerReport:
-        """Return what happened since the last report."""
-        ...
-
-
-class Cores(NamedTuple):
-    """What a run is made of; `launch.py` builds them, since only it knows them all.
-
-    Fields:
-      players: the actors.
-      writers: one for each.
-      shards: of replay.
-      learner: its loop; it publishes to the players.
-      save: writes everything that a resumed run needs; returns why it could not, "" if it could.
-      evaluate: plays with the weights published last; None when told to stop.
-    """
-
-    players: Sequence[Player]
-    writers: Sequence[Writer]
-    shards: Sequence[Shard]
-    learner: Stepper
-    save: Callable[[], str]
-    evaluate: Callable[[], EvaluationResult | None]
 
 
 class SerialRun:

@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.console import Console, RunStatus
-from common.goal import RETURN_GAMES
 from common.metrics import Rate, merge, shares
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.scores import human_normalized_score
 from common.shard_totals import ShardTotals
-from common.tags import (
+from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
+from driver.view.console import Console, RunStatus
+from driver.view.events import EventWriter
+from driver.view.scores import human_normalized_score
+from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
@@ -33,6 +34,7 @@ from common.tags import (
     REPLAY_SAMPLES_PER_INSERT,
     REPLAY_STALE_PRIORITY_UPDATES,
     REPLAY_TRANSITIONS,
+    RETURN_GAMES,
     TRAIN_EPISODE_AGENT_STEPS,
     TRAIN_EPISODE_RETURN,
     TRAIN_MEAN_EPISODE_RETURN,
@@ -44,8 +46,6 @@ from common.tags import (
     save_held_tag,
     save_tag,
 )
-from common.tensorboard import EventWriter
-from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 
 # Between two rows of scalars; with the writer's flush, TensorBoard shows them within 10 s.
 _SCALARS_S = 5.0

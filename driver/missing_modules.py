@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 _ROOT = Path(__file__).resolve().parent.parent
-_OURS = ("actors", "common", "learner", "replay")
+_OURS = ("actors", "common", "driver", "learner", "replay")
 
 
 def tell_in_one_line(
@@ -19,7 +19,7 @@ def tell_in_one_line(
     A fault in our own modules, one that is not there among them, is told as any other.
     """
     raised_in = Path(traceback.extract_tb(trace)[-1].filename)
-    is_fault = raised_in.parent in (_ROOT, *(_ROOT / name for name in _OURS))
+    is_fault = any(raised_in.is_relative_to(_ROOT / name) for name in ("launch.py", *_OURS))
     if isinstance(error, ImportError):
         is_fault = (error.name or "").partition(".")[0] in ("", *_OURS)
     if is_fault:

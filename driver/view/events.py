@@ -27,7 +27,7 @@ from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from common.files import UnreadableFile, open_regular
-from common.record_file import RecordFile
+from driver.view.record_file import RecordFile
 
 # What a user of TensorBoard is promised to wait at most.
 MAX_FLUSH_S = 10.0

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+RETURN_GAMES = 100
+"""Games that the mean training return is taken over: in its scalar, on the console, in plots."""
+
 ENV_FRAMES_PER_S = "throughput/env_frames_per_s"
 LEARNER_STEPS_PER_S = "throughput/learner_steps_per_s"
 TRANSITIONS_SAMPLED_PER_S = "throughput/transitions_sampled_per_s"

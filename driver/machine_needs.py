@@ -1,14 +1,8 @@
-"""What a run is going to do, and whether this machine can."""
+"""What a run asks of the machine, and what of that the machine does not have."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
-
 from common.config import Config
-from common.run_folder import RunFolder
 from common.schema import shown
 from common.types import EnvironmentSpec
 
@@ -24,55 +18,6 @@ _ACTOR_BYTES = 200_000_000
 # one without.
 _PICTURED_GAME_BYTES = 1_500_000
 _GAME_BYTES = 5_000
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything a run needs, checked, before anything is started or written.
-
-    Attributes:
-      config: the settings.
-      spec: the environment.
-      folder: the run's folder.
-      max_bytes: most bytes of replay over all shards.
-      resume_from: path of the checkpoint to go on from, "" for a new run.
-      notes: lines for the user on what it goes on from.
-      agent_steps_before: agent steps accepted before this start of the run.
-      episodes_before: training games that ended before it.
-      learner_steps_before: gradient updates done before it.
-      samples_before: transitions trained on before it.
-      returns_before: raw returns of the last training games before it (see common.goal).
-      seconds_before: how long the run ran before it.
-      result_before: what `result.json` said of the start before, {} for a new run.
-      incarnations: of each process, by "role/index", the number that is next to give.
-    """
-
-    config: Config
-    spec: EnvironmentSpec
-    folder: RunFolder
-    max_bytes: int
-    resume_from: str
-    notes: list[str]
-    agent_steps_before: int
-    episodes_before: int
-    learner_steps_before: int
-    samples_before: int
-    returns_before: Sequence[float]
-    seconds_before: float
-    result_before: Mapping[str, Any]
-    incarnations: Mapping[str, int]
-
-    @property
-    def agent_steps_left(self) -> int:
-        """Agent steps until `total_frames`."""
-        total = math.ceil(self.config.total_frames / self.spec.action_repeat_frames)
-        return total - self.agent_steps_before
-
-    @property
-    def episodes_left(self) -> float:
-        """Training games until `total_episodes`; infinite without that limit."""
-        total = self.config.total_episodes
-        return math.inf if total is None else total - self.episodes_before
 
 
 def machine_problems(

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from common.plan import Plan
 from common.reports import EvaluationResult
 from common.types import Weights
+from driver.plan import Plan
 from learner.assembly import load_playable, weights_payload
 from learner.checkpoint import CheckpointError, save
 
 
 class BestWeights:
-    """Keeps the weights that scored best."""
+    """Keeps the weights that scored best; a disk that does not take them is no reason to end a run.
 
-    def __init__(self, plan: Plan) -> None:
-        """Go on from the best so far."""
+    One thread only.
+    """
+
+    def __init__(self, plan: Plan, note: Callable[[str], None]) -> None:
+        """Go on from the best so far; `note` is told what cannot be written."""
         self._plan = plan
+        self._note = note
         self._place = plan.folder.place("checkpoints", "best.pt")
         self._score = -math.inf
         path = Path(self._place)
@@ -29,14 +34,15 @@ class BestWeights:
                     self._score = score
 
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
-        """Save the weights that played, unless others scored better.
-
-        Raises:
-          OSError: they cannot be written.
-        """
+        """Save the weights that played, unless others scored better."""
         score = float(result.returns.mean())
-        if score >= self._score:
+        if score < self._score:
+            return
+        try:
             path = Path(self._place)
             path.parent.mkdir(exist_ok=True)
             save(path, weights_payload(self._plan.config, self._plan.spec, weights, score))
+        except OSError as error:
+            self._note(f"best.pt could not be written: {error}; training goes on")
+        else:
             self._score = score

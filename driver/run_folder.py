@@ -32,7 +32,7 @@ from common.files import (
     write_whole,
 )
 from common.machine import machine
-from common.schema import Bounds, Count, Misfit, fit, from_zero, one_line, shown
+from common.schema import INCARNATION, Bounds, Count, Misfit, fit, one_line, shown
 from common.source import ROOT, VERSIONS, source_hash
 
 _LOCK = ".lock"
@@ -43,8 +43,6 @@ _MAKE_A_RUN = ("run.json", "config.yaml", "incarnations.json", *_FOLDERS)
 # `run.json` gets 2 kB with each start.
 _MOST_JSON_BYTES = 1 << 24
 _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
-# An insertion id has 16 bits for the incarnation (replay.storage).
-INCARNATION = from_zero(2**16 - 2)
 _WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
 
 

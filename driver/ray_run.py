@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
 
 import ray
 
-from common.console import Console
-from common.crew import Crew, Roles, cause_of
-from common.evaluations import Evaluations
-from common.goal import ReturnGoal
-from common.interrupts import Interrupts
-from common.placement import Placement
-from common.plan import Plan
-from common.ray_session import dead_daemon
-from common.reporter import Reporter
+from actors.worker import Actor, Evaluator
+from common.endings import RunEnded
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.run_ended import RunEnded
-from common.saves import Saves
 from common.source import source_hash
-from common.supervisor import WorkerName
 from common.types import Weights
+from driver.crew import Crew, cause_of
+from driver.evaluations import Evaluations
+from driver.goal import ReturnGoal
+from driver.interrupts import Interrupts
+from driver.placement import Placement
+from driver.plan import Plan
+from driver.ray_session import dead_daemon
+from driver.saves import Saves
+from driver.supervisor import WorkerName
+from driver.view.console import Console
+from driver.view.reporter import Reporter
+from learner.weight_store import WeightStore
+from learner.worker import LearnerServer
+from replay.server import ReplayServer
 
 _ANSWER_S = 60.0
 _SAVE_S = 120.0
@@ -49,7 +52,6 @@ class RayRun:
         self,
         *,
         plan: Plan,
-        roles: Roles,
         reporter: Reporter,
         console: Console,
         interrupts: Interrupts,
@@ -60,7 +62,6 @@ class RayRun:
 
         Args:
           plan: what to run.
-          roles: what to run it with.
           reporter: gets the reports.
           console: gets events.
           interrupts: asked whether to stop.
@@ -68,7 +69,6 @@ class RayRun:
           is_local: Ray runs for this run alone, on this machine.
         """
         self._plan = plan
-        self._roles = roles
         self._on_evaluation = on_evaluation
         self._reporter = reporter
         self._console = console
@@ -173,13 +173,13 @@ class RayRun:
     def _create(self, name: WorkerName, incarnation: int) -> Any:
         """Start a process; return its handle."""
         role, index = name
-        plan, roles, source = self._plan, self._roles, self._source
+        plan, source = self._plan, self._source
         options = self._placement.options(name)
         if role == "weight_store":
-            return roles.weight_store.options(**options).remote()
+            return WeightStore.options(**options).remote()
         if role == "replay":
             folder = plan.folder.snapshots_place(index)
-            shard = roles.replay.options(**options).remote(
+            shard = ReplayServer.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,
                 self._reporter.totals.by_the_dead(index), source,
@@ -190,17 +190,19 @@ class RayRun:
         if role == "learner":
             self._learner_incarnation = incarnation
             self._first_step, self._has_learned = None, False
-            learner = roles.learner.options(**options).remote(
-                dataclasses.replace(plan, resume_from=self._saves.newest), servers, store,
-                incarnation, self._placement.neighbours, source,
+            learner = LearnerServer.options(**options).remote(
+                plan.config, plan.spec, servers, store, plan.folder.place("checkpoints"),
+                self._saves.newest, plan.agent_steps_before, plan.episodes_before, incarnation,
+                incarnation == plan.incarnations.get("learner/0", 0),
+                self._placement.neighbours, source,
             )  # fmt: skip
             self._descriptions[name] = (learner, learner.describe_once_warm.remote())
             return learner
         if role == "evaluator":
-            return roles.evaluator.options(**options).remote(
+            return Evaluator.options(**options).remote(
                 plan.config, plan.spec, store, self._evaluations.first_in_s, incarnation, source
             )
-        return roles.actor.options(**options).remote(
+        return Actor.options(**options).remote(
             plan.config, plan.spec, servers, store, index, incarnation, source
         )
 

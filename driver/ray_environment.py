@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # looks for in the current folder. Troop's processes share the driver's.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 # A busy machine takes its time. These are waits of Ray's processes for each other; how long the
-# driver waits for them, common/ray_session.py decides, and asks Ray in short steps.
+# driver waits for them, driver/ray_session.py decides, and asks Ray in short steps.
 os.environ.setdefault("RAY_agent_register_timeout_ms", "300000")  # noqa: SIM112
 os.environ.setdefault("RAY_DASHBOARD_STARTUP_TIMEOUT_S", "180")
 os.environ["RAY_raylet_start_wait_time_s"] = "2"  # noqa: SIM112

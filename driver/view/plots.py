@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import common.matplotlib_environment  # noqa: F401  before anything that imports matplotlib
+import driver.view.matplotlib_environment  # noqa: F401  before anything that imports matplotlib
 
 # isort: split
 import io
@@ -22,10 +22,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from common.curves import KINDS, Curve, RunCurves
 from common.files import write_whole
 from common.schema import one_line
-from common.tags import (
+from driver.view.curves import KINDS, Curve, RunCurves
+from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
@@ -53,8 +53,8 @@ class Panel(NamedTuple):
     """One pair of axes.
 
     Fields:
-      tag: what is drawn, as its kind says (see common.curves.KINDS); or _LADDER_TAG, which is no
-        tag of TensorBoard's.
+      tag: what is drawn, as its kind says (see driver.view.curves.KINDS); or _LADDER_TAG, which is
+        no tag of TensorBoard's.
       title: what it is, with its unit.
       from_zero: whether the y-axis starts at 0.
     """

@@ -9,9 +9,9 @@ import torch
 
 from common.config import Config
 from common.config_file import differences, load_file
-from common.run_folder import RunFolder, RunFolderError
 from common.schema import one_line
 from common.types import EnvironmentSpec
+from driver.run_folder import RunFolder, RunFolderError
 from learner.assembly import expect_resumable, make_learner, spec_from_dict
 from learner.checkpoint import CheckpointError, CheckpointFolder, SoundCheckpoint
 

@@ -7,11 +7,10 @@ import dataclasses
 import difflib
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, arg
@@ -24,16 +23,14 @@ from common.config_file import (
     overlay,
     read_file,
 )
-from common.curves import is_average
 from common.files import UnreadableFile, follow
-from common.goal import RETURN_GAMES
 from common.presets import PRESETS
-from common.run_folder import RunFolder, RunFolderError
-from common.schema import one_line, shown
+from common.schema import shown
 from common.seeding import MAX_GIVEN_SEED
-
-# Whatever a file or a path may hold, a line about it can be read.
-_MOST_CHARACTERS = 2_000
+from driver.refusals import refuse
+from driver.run_folder import RunFolder, RunFolderError
+from driver.view.curves import is_average
+from driver.view.tags import RETURN_GAMES
 
 # What a resumed run cannot change: it would be another network, another game, or another count of
 # frames; and the optimiser's kind comes with its state.
@@ -323,10 +320,3 @@ def parse_bench(arguments: Sequence[str]) -> BenchCommand:
     if not 0 < command.seconds < math.inf:
         refuse([f"--seconds {command.seconds}: must be finite and > 0"])
     return command
-
-
-def refuse(problems: Sequence[str]) -> NoReturn:
-    """Print one line per problem and exit 2."""
-    for problem in problems:
-        print(f"launch.py: {one_line(problem, _MOST_CHARACTERS)}", file=sys.stderr)
-    sys.exit(2)

@@ -23,8 +23,8 @@ import ray
 from ray._private import node, ray_constants, services
 
 from common.machine import available_cores
-from common.private_folder import PrivateFolder
 from common.process import Process, adopt_orphans, descendants
+from driver.private_folder import PrivateFolder
 
 # Ray's object store carries compressed segments and batches, and weights; they pass through within
 # seconds.
@@ -33,7 +33,7 @@ _OBJECT_STORE_BYTES = 1 << 30
 _DAEMONS = ("raylet", "gcs_server")
 # How long they may take to come up: beside 40 busy processes on two cores it was a minute.
 _PATIENCE_S = 180.0
-_STEP_S = "2"  # as common/ray_environment.py has it for the other wait
+_STEP_S = "2"  # as driver/ray_environment.py has it for the other wait
 _KILL_S = 10.0
 _KNOCK_S = 10
 _LONGEST_CAUSE = 400  # characters

@@ -9,8 +9,8 @@ from typing import Any
 import ray
 
 from common.config import Config
-from common.run_ended import RunEnded
-from common.supervisor import WorkerName
+from common.endings import RunEnded
+from driver.supervisor import WorkerName
 
 
 class Placement:

@@ -12,6 +12,8 @@ import time
 from contextlib import suppress
 from types import FrameType, TracebackType
 
+from common.endings import Interrupted
+
 # Ctrl-C; what batch systems, containers and `kill` send; a lost terminal; and the two that batch
 # systems send as a warning, as told (`sbatch --signal`) or by default (SGE, LSF).
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -26,10 +28,6 @@ DEAF_S = 10.0
 
 # Write end of the pipe that tells `_end_if_deaf` of signals (their numbers) and answers (a 0).
 _pipe: int | None = None
-
-
-class Interrupted(KeyboardInterrupt):
-    """Raised by a signal, and so by nobody's code that we call."""
 
 
 def end_at_once(exit_code: int) -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from common.config import LADDER_EXPONENT, Config
 from common.config_file import ConfigError, overlay, read_file
 from common.files import UnreadableFile, follow, read_json, write_whole
-from common.goal import RETURN_GAMES
-from common.run_folder import About, RunFolder
 from common.schedules import epsilon_ladder
 from common.schema import SHARE, counted, fit, shown
-from common.scores import RANDOM_AND_HUMAN
-from common.tags import (
+from driver.run_folder import About, RunFolder
+from driver.view.events import Series, Session, event_files, read_events, running_seconds
+from driver.view.scores import RANDOM_AND_HUMAN
+from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
     ENV_FRAMES_PER_S,
@@ -28,9 +28,9 @@ from common.tags import (
     LEARNER_STEPS_PER_S,
     LEARNER_TD_LOSS,
     REPLAY_SAMPLES_PER_INSERT,
+    RETURN_GAMES,
     TRAIN_EPISODE_RETURN,
 )
-from common.tensorboard import Series, Session, event_files, read_events, running_seconds
 
 Kind = Literal["games", "evaluation", "noisy", "plain"]
 KINDS: Mapping[str, Kind] = {

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import ray
 
-from common.console import Console
-from common.environment_failed import EnvironmentFailed
+from common.endings import EnvironmentFailed, RunEnded
 from common.process import Process
-from common.run_ended import RunEnded
-from common.supervisor import GiveUp, Supervisor, WorkerName
-from common.watch import Watch
+from driver.supervisor import GiveUp, Supervisor, WorkerName
+from driver.view.console import Console
+from driver.watch import Watch
 
 # Processes whose `run` turns a loop until they are stopped; the others only answer.
 _RUNNING = ("actor", "evaluator", "learner")
@@ -37,24 +36,6 @@ def cause_of(error: BaseException) -> str:
         return str(getattr(error, "cause", error))  # without the process's traceback around it
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[-1] if lines else repr(error)
-
-
-class Roles(NamedTuple):
-    """The Ray classes of a run's processes; `launch.py` names them, since only it knows them all.
-
-    Fields:
-      actor: actors.worker.Actor.
-      evaluator: actors.worker.Evaluator.
-      learner: learner.worker.LearnerServer.
-      replay: replay.server.ReplayServer.
-      weight_store: learner.weight_store.WeightStore.
-    """
-
-    actor: Any
-    evaluator: Any
-    learner: Any
-    replay: Any
-    weight_store: Any
 
 
 class Crew:
@@ -139,7 +120,7 @@ class Crew:
 
     def restarts(self) -> dict[str, int]:
         """Return how often processes of each role were started again."""
-        return {role: self._supervisor.restarts(role) for role in Roles._fields}
+        return {role: self._supervisor.restarts(role) for role in _START_ORDER}
 
     def handle(self, name: WorkerName) -> Any:
         """Return the handle of a process, None while it is dead or was never started."""
