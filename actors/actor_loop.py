@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -10,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.environments import Environments
+from actors.exploration import Exploration
 from actors.n_step import Moment, NStepAccumulator
 from actors.policy import EpsilonGreedyPolicy
 from actors.segments import FirstPriority, SegmentWriter
 from common.metrics import PhaseTimer
-from common.types import EpisodeRecord, PhaseSeconds, Segment, SegmentName, WeightsVersion
+from common.types import EpisodeRecord, PhaseSeconds, Segment, SegmentName, Weights
 
 
 class ActorLoop:
@@ -22,7 +22,7 @@ class ActorLoop:
 
     The loop it lives in:
 
-        loop.set_version(weights.version)       # before the first step
+        loop.take(weights)      # before the first step, and whenever there are newer ones
         for segment in loop.collect(num_vector_steps): push(pack_segment(segment))
 
     One thread only.
@@ -33,6 +33,7 @@ class ActorLoop:
         *,
         environments: Environments,
         policy: EpsilonGreedyPolicy,
+        exploration: Exploration,
         n_step: int,
         gamma: float,
         clip_rewards: bool,
@@ -42,13 +43,13 @@ class ActorLoop:
         first_priority: FirstPriority | None,
         actor: int,
         incarnation: int,
-        ladder_positions: Sequence[float],
     ) -> None:
         """Reset the environments and prepare one accumulator and one writer for each.
 
         Args:
           environments: E environments, closed by whoever made them.
           policy: chooses actions and tells the Q-values.
+          exploration: how much it explores from which weights on.
           n_step: agent steps in a return.
           gamma: discount per agent step.
           clip_rewards: clip each reward to [-1, 1] before summing.
@@ -59,12 +60,11 @@ class ActorLoop:
           first_priority: |TD error| of finished rows; None where replay is uniform.
           actor: index of this actor in the run.
           incarnation: how many times it was started before.
-          ladder_positions: [E], where each environment stands on the epsilon ladder, in [0, 1);
-            NaN where there is none.
         """
         spec = environments.spec.observation
         self._environments = environments
         self._policy = policy
+        self._exploration = exploration
         self._clip_rewards = clip_rewards
         self._life_loss_reward = life_loss_reward
         self._accumulators = [
@@ -83,7 +83,6 @@ class ActorLoop:
         self._stack = spec.stack
         self._name = (actor, incarnation)
         self._sequence = 0
-        self._ladder_positions = tuple(ladder_positions)
         self._version: tuple[int, int] | None = None
         self._timesteps = environments.reset()
         self._depths = [0] * environments.num_envs
@@ -93,27 +92,27 @@ class ActorLoop:
         self._timer = PhaseTimer()
 
     @property
-    def policy(self) -> EpsilonGreedyPolicy:
-        """The policy; its network and epsilons may be changed between calls of `collect`."""
-        return self._policy
+    def epsilon(self) -> float:
+        """Mean exploration rate that the environments act with."""
+        return float(self._policy.epsilons.mean())
 
-    def set_version(self, version: WeightsVersion) -> None:
-        """Say whose weights act from now on."""
-        self._version = (version.incarnation, version.learner_step)
+    def take(self, weights: Weights) -> None:
+        """Act by these weights from now on, and explore as the run's agent steps say."""
+        self._policy.load(weights.buffer)
+        self._policy.set_epsilons(self._exploration.epsilons(weights.agent_steps))
+        self._version = (weights.version.incarnation, weights.version.learner_step)
 
     def collect(self, num_steps: int) -> list[Segment]:
         """Take `num_steps` steps in every environment and return the segments that filled up.
 
         Raises:
-          RuntimeError: no weights were ever set, so the network would act at random.
+          RuntimeError: no weights were ever taken, so the network would act at random.
           EnvironmentFailed: an environment raised, or answered what it may not. No transition holds
             it, and the loop cannot go on: whoever runs it starts the actor anew, counted and
             reported, where to skip the transition would hide a broken environment.
         """
         if self._version is None:
-            raise RuntimeError(
-                "Expect `set_version` before `collect`: an actor needs weights first"
-            )
+            raise RuntimeError("Expect `take` before `collect`: an actor needs weights first")
         return [segment for _ in range(num_steps) for segment in self._step(self._version)]
 
     def drain_episodes(self) -> tuple[EpisodeRecord, ...]:
@@ -193,7 +192,7 @@ class ActorLoop:
                     episode_return=float(self._returns[e]),
                     agent_steps=int(self._lengths[e]),
                     epsilon=float(self._policy.epsilons[e]),
-                    ladder_position=self._ladder_positions[e],
+                    ladder_position=self._exploration.ladder_positions[int(e)],
                 )
             )
             self._returns[e] = 0.0

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from actors.actor_loop import ActorLoop
 from actors.environments import clips_rewards, make_run_environments
+from actors.exploration import make_exploration
 from actors.policy import EpsilonGreedyPolicy
 from actors.priority import first_priority
 from common.config import Config
 from common.heartbeat import Heartbeat
 from common.networks import build_network
-from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions
 from common.seeding import derive_environment_seed, derive_seed
 from common.types import EnvironmentSpec
 
@@ -49,16 +47,16 @@ def make_actor_loop(
         training=True,
         heartbeat=heartbeat,
     )
+    exploration = make_exploration(config.actor, actor)
     policy = EpsilonGreedyPolicy(
         network=build_network(config.agent, spec),
-        epsilons=epsilons(config, actor, agent_steps=0),
+        epsilons=exploration.epsilons(0),
         rng=np.random.default_rng(derive_seed(seed, "policy", actor)),
     )
-    has_ladder = config.actor.epsilon_schedule == "ladder"
-    positions = ladder_positions(config.actor.count, config.actor.envs, actor).tolist()
     return ActorLoop(
         environments=environments,
         policy=policy,
+        exploration=exploration,
         n_step=config.agent.n_step,
         gamma=config.agent.gamma,
         clip_rewards=clips_rewards(config.env),
@@ -68,22 +66,4 @@ def make_actor_loop(
         first_priority=first_priority if config.replay.priority_exponent > 0 else None,
         actor=actor,
         incarnation=incarnation,
-        ladder_positions=positions if has_ladder else [math.nan] * config.actor.envs,
     )
-
-
-def epsilons(config: Config, actor: int, agent_steps: int) -> np.ndarray:
-    """Return float64[E], the exploration rates of an actor's environments.
-
-    Args:
-      config: the run.
-      actor: index of the actor.
-      agent_steps: agent steps of the whole run; only the exponential schedule looks at it.
-    """
-    part = config.actor
-    if part.epsilon_schedule == "ladder":
-        return epsilon_ladder(part.count, part.envs, actor, part.epsilon, part.epsilon_alpha)
-    epsilon = exponential_epsilon(
-        agent_steps, part.epsilon_start, part.epsilon_end, part.epsilon_decay_agent_steps
-    )
-    return np.full(part.envs, epsilon)

@@ -19,7 +19,7 @@ from actors.policy import EpsilonGreedyPolicy
 from common.config import Config, EnvConfig
 from common.files import unguessable
 from common.heartbeat import Heartbeat
-from common.networks import build_network, load_flat_state
+from common.networks import build_network
 from common.reports import EvaluationResult
 from common.types import EnvironmentSpec, Weights
 
@@ -108,7 +108,7 @@ class EvaluationLoop:
         self, weights: Weights, episodes: int, should_stop: Callable[[], bool]
     ) -> EvaluationResult | None:
         """Play exactly `episodes` whole games with `weights`, which stay; as `play` otherwise."""
-        load_flat_state(self._policy.network, weights.buffer)
+        self._policy.load(weights.buffer)
         started_s = time.monotonic()
         games = self.play(episodes, should_stop)
         if games is None:

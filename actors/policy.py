@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from common.networks import load_flat_state
+
 
 class EpsilonGreedyPolicy:
     """Chooses the actions of E environments with one forward pass on the CPU.
@@ -17,8 +19,7 @@ class EpsilonGreedyPolicy:
     two runs which differ in one action only differ from there on through the environment alone.
 
     The network is put into evaluation mode: acting must not move the running statistics of a batch
-    normalisation. Whoever owns the policy may load new weights into the network between calls. Not
-    thread-safe.
+    normalisation. Not thread-safe.
     """
 
     def __init__(
@@ -36,14 +37,17 @@ class EpsilonGreedyPolicy:
         self.set_epsilons(epsilons)
 
     @property
-    def network(self) -> nn.Module:
-        """The network, for new weights."""
-        return self._network
-
-    @property
     def epsilons(self) -> NDArray[np.float64]:
         """float64[E], exploration rate of each environment; read-only."""
         return self._epsilons
+
+    def load(self, buffer: NDArray[np.uint8]) -> None:
+        """Act by other weights from the next step on.
+
+        Args:
+          buffer: uint8[P], as common.networks.flatten_state.
+        """
+        load_flat_state(self._network, buffer)
 
     def set_epsilons(self, epsilons: NDArray[np.float64]) -> None:
         """Change the exploration rates from the next step on.

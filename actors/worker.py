@@ -9,11 +9,10 @@ from typing import Any
 import ray
 import torch
 
-from actors.assembly import epsilons, make_actor_loop
+from actors.assembly import make_actor_loop
 from actors.evaluator import make_evaluation
 from common.config import Config
 from common.heartbeat import Alive, Heartbeat
-from common.networks import load_flat_state
 from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.source import expect_source
@@ -147,7 +146,7 @@ class ActorProcess:
             if segments:
                 with self._loop.pushing():
                     games, phases = self._loop.drain_episodes(), self._loop.drain_phases()
-                    self._writer.push(segments, games, phases)
+                    self._writer.push(segments, games, phases, self._loop.epsilon)
             # Also without a new push: one that was refused keeps its turn by being offered again.
             with self._loop.waiting():
                 while not self._stop.is_set() and not self._writer.has_room():
@@ -180,10 +179,7 @@ class ActorProcess:
         weights = self._poller.poll()
         if weights is None:
             return False
-        load_flat_state(self._loop.policy.network, weights.buffer)
-        self._loop.set_version(weights.version)
-        if self._config.actor.epsilon_schedule == "exponential":
-            self._loop.policy.set_epsilons(epsilons(self._config, self._actor, weights.agent_steps))
+        self._loop.take(weights)
         return True
 
 

@@ -15,9 +15,9 @@ from actors.assembly import make_actor_loop
 from actors.environments import resolve
 from benchmarks.rows import Row, alternate, row
 from common.config import ActorConfig, AgentConfig, Config
-from common.networks import build_network
+from common.networks import build_network, flatten_state
 from common.packing import pack_segment
-from common.types import WeightsVersion
+from common.types import Weights, WeightsVersion
 
 _ROUNDS = 5
 
@@ -39,7 +39,7 @@ def _one(envs: int, seconds: float) -> Row:
     config = Config(actor=ActorConfig(count=1, envs=envs))
     spec = resolve(config.env)
     loop = make_actor_loop(config, spec, actor=0, incarnation=0)
-    loop.set_version(WeightsVersion(0, 0))
+    loop.take(Weights(WeightsVersion(0, 0), flatten_state(build_network(config.agent, spec)), 0))
     bare_env = _bare_environment(envs)
     bare_inference = _bare_inference(config.agent, envs)
 

@@ -7,7 +7,6 @@ python -m benchmarks.recording pong 200000
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import subprocess
 import sys
@@ -21,8 +20,9 @@ import torch
 from actors.assembly import make_actor_loop
 from actors.environments import resolve
 from common.config import ActorConfig, Config, EnvConfig
+from common.networks import build_network, flatten_state
 from common.packing import pack_segment
-from common.types import EnvironmentSpec, WeightsVersion
+from common.types import EnvironmentSpec, Weights, WeightsVersion
 
 TRANSITIONS = 200_000
 _FOLDER = Path(__file__).parent / ".recordings"
@@ -65,8 +65,9 @@ def record(game: str, transitions: int) -> None:
     """Play and keep `transitions` transitions."""
     torch.set_num_threads(1)
     config = recording_config(game)
-    loop = make_actor_loop(dataclasses.replace(config), spec_of(game), actor=0, incarnation=0)
-    loop.set_version(WeightsVersion(0, 0))
+    spec = spec_of(game)
+    loop = make_actor_loop(config, spec, actor=0, incarnation=0)
+    loop.take(Weights(WeightsVersion(0, 0), flatten_state(build_network(config.agent, spec)), 0))
     _FOLDER.mkdir(exist_ok=True)
     path = _FOLDER / f"{game}_{transitions}.segments"
     started_s, count = time.monotonic(), 0

@@ -178,6 +178,7 @@ def _pushes(segments: list[bytes]) -> list[Push]:
             transitions=total_transitions(group),
             episodes=(),
             phases=PhaseSeconds(()),
+            epsilon=0.0,
         )
         for group in groups
     ]

@@ -51,7 +51,8 @@ class ReplayReport(NamedTuple):
       ended_episodes: games whose records came into this incarnation.
       policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
         acting version's, where that is the living learner's; NaN when there were none.
-      actors: (index, incarnation) of the actors whose segments came since the last report.
+      actors: (index, incarnation, mean exploration rate of its environments) of the actors whose
+        segments came since the last report.
       episodes: games that ended since the last report.
       actor_phases: wall time of all actors by phase since the last report.
       phases: the shard's own wall time by phase since the last report.
@@ -71,7 +72,7 @@ class ReplayReport(NamedTuple):
     refused_segments: int
     ended_episodes: int
     policy_lag_learner_steps: float
-    actors: tuple[tuple[int, int], ...]
+    actors: tuple[tuple[int, int, float], ...]
     episodes: tuple[EpisodeRecord, ...]
     actor_phases: PhaseSeconds
     phases: PhaseSeconds

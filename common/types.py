@@ -213,12 +213,14 @@ class Push(NamedTuple):
       transitions: how many transitions they hold.
       episodes: games that ended since the push before.
       phases: wall time by phase since the push before.
+      epsilon: mean exploration rate that the actor's environments act with.
     """
 
     segments: tuple[bytes, ...]
     transitions: int
     episodes: tuple[EpisodeRecord, ...]
     phases: PhaseSeconds
+    epsilon: float
 
 
 class AddReply(NamedTuple):

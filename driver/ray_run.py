@@ -290,7 +290,7 @@ class RayRun:
         for index, shard in shards.items():
             self._crew.heard(("replay", index), shard.incarnation)
         pushed = set()
-        for actor, incarnation in {pair for shard in shards.values() for pair in shard.actors}:
+        for actor, incarnation, _ in [one for shard in shards.values() for one in shard.actors]:
             self._crew.heard(("actor", actor), incarnation)
             pushed.add(actor)
         if self._silent and self._silent <= pushed:

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import torch
 
 from actors.actor_loop import ActorLoop
-from actors.assembly import epsilons, make_actor_loop
+from actors.assembly import make_actor_loop
 from actors.evaluator import play
-from common.networks import load_flat_state
 from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.types import Batch, Weights
@@ -100,10 +99,8 @@ def make_serial_cores(plan: Plan, note: Callable[[str], None], interrupts: Inter
 
     def send_weights(weights: Weights) -> None:
         published[:] = [weights]
-        for index, actor in enumerate(actors):
-            load_flat_state(actor.policy.network, weights.buffer)
-            actor.set_version(weights.version)
-            actor.policy.set_epsilons(epsilons(config, index, weights.agent_steps))
+        for actor in actors:
+            actor.take(weights)
 
     loop = LearnerLoop(
         learner=learner,

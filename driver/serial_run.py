@@ -117,7 +117,7 @@ class SerialRun:
             if writer.has_room() and (segments := player.collect(1)):
                 games = player.drain_episodes()
                 self._goal.trained(game.episode_return for game in games)
-                writer.push(segments, games, player.drain_phases())
+                writer.push(segments, games, player.drain_phases(), player.epsilon)
 
     def _learn(self) -> None:
         learner = self._cores.learner

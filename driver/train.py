@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
 import ray
 
-from actors.assembly import epsilons
 from actors.environments import reading
 from common.endings import EnvironmentFailed, RunEnded
 from common.machine import available_cores
@@ -194,11 +192,6 @@ def resume_command(plan: Plan, command: TrainCommand) -> str:
 def make_reporter(plan: Plan, console: Console) -> Reporter:
     """Return the run's reporter, which goes on where the run stood."""
     config = plan.config
-
-    def mean_epsilon(agent_steps: int) -> float:
-        each = [epsilons(config, actor, agent_steps) for actor in range(config.actor.count)]
-        return float(np.mean(each))
-
     first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
     events = EventWriter(folder=plan.folder.place(), flush_s=_FLUSH_S, first_frames=first_frames)
     events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
@@ -214,7 +207,6 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
         agent_steps_before=plan.agent_steps_before,
         episodes_before=plan.episodes_before,
         returns_before=plan.returns_before,
-        mean_epsilon=mean_epsilon,
         console=console,
         events=events,
         clock=time.monotonic,

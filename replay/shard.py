@@ -65,7 +65,7 @@ class ReplayShard:
         self._refused = 0
         self._refused_segments = 0
         self._lags: list[float] = []
-        self._actors: set[tuple[int, int]] = set()
+        self._actors: dict[tuple[int, int], float] = {}  # their exploration rates
         self._episodes: list[EpisodeRecord] = []
         self._ended_episodes = 0
         self._before = (0, 0)
@@ -124,7 +124,7 @@ class ReplayShard:
                     duplicates += 1
                 else:
                     inserted += 1
-                    self._actors.add((added.name.actor, added.name.incarnation))
+                    self._actors[added.name.actor, added.name.incarnation] = push.epsilon
                     self._lags += self._lag_of(added.weights_version)
             # A retry of a push that was stored brings its records again.
             if inserted or not duplicates:
@@ -174,14 +174,14 @@ class ReplayShard:
             refused_segments=self._refused_segments,
             ended_episodes=self._ended_episodes,
             policy_lag_learner_steps=sum(self._lags) / len(self._lags) if self._lags else math.nan,
-            actors=tuple(sorted(self._actors)),
+            actors=tuple(sorted((*name, epsilon) for name, epsilon in self._actors.items())),
             episodes=tuple(self._episodes),
             actor_phases=merge(self._actor_phases),
             phases=self._timer.drain(),
             save=NEVER_SAVED,
         )
         self._lags, self._episodes, self._actor_phases = [], [], []
-        self._actors = set()
+        self._actors = {}
         return report
 
     def capture(self) -> ShardState:

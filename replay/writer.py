@@ -31,7 +31,7 @@ class ReplayWriter:
 
     The loop it lives in:
 
-        if segments: writer.push(segments, episodes, phases)
+        if segments: writer.push(segments, episodes, phases, epsilon)
         while not writer.has_room(): writer.wait(0.1)  # offers again what was refused
 
     A push is open until a shard has accepted it, so an actor that runs ahead of the learner stands
@@ -71,9 +71,19 @@ class ReplayWriter:
         return self._accepted
 
     def push(
-        self, segments: Sequence[Segment], episodes: tuple[EpisodeRecord, ...], phases: PhaseSeconds
+        self,
+        segments: Sequence[Segment],
+        episodes: tuple[EpisodeRecord, ...],
+        phases: PhaseSeconds,
+        epsilon: float,
     ) -> None:
         """Offer segments, one shard after the other; the records ride on the first push.
+
+        Args:
+          segments: of one actor, in the order in which they filled up.
+          episodes: games that ended since the push before.
+          phases: wall time by phase since the push before.
+          epsilon: mean exploration rate that the actor's environments act with.
 
         Raises:
           ValueError: there is no segment for the records to ride on.
@@ -90,6 +100,7 @@ class ReplayWriter:
                 transitions=sum(segment.num_transitions for segment in group),
                 episodes=episodes,
                 phases=phases,
+                epsilon=epsilon,
             )
             episodes, phases = (), PhaseSeconds(())
             shard = self._shards[index]

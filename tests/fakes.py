@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from common.compression import compress_frames
 from common.config import Config
+from common.networks import flatten_state
 from common.packing import pack_segment
 from common.types import (
     AddReply,
@@ -26,6 +27,8 @@ from common.types import (
     SegmentName,
     ShardCounts,
     TimeSteps,
+    Weights,
+    WeightsVersion,
 )
 from driver.plan import Plan
 from driver.run_folder import RunFolder
@@ -208,14 +211,29 @@ class RandomPolicy:
     def __init__(self, *, num_envs: int, num_actions: int, seed: int) -> None:
         self.epsilons = np.linspace(0.1, 0.9, num_envs)
         self.q: list[NDArray[np.float32]] = []
+        self.loaded: list[NDArray[np.uint8]] = []
         self._num_actions = num_actions
         self._rng = np.random.default_rng(seed)
+
+    def load(self, buffer: NDArray[np.uint8]) -> None:
+        self.loaded.append(buffer)
+
+    def set_epsilons(self, epsilons: NDArray[np.float64]) -> None:
+        self.epsilons = epsilons
 
     def act(self, observation: NDArray) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         num_envs = len(observation)
         q = self._rng.normal(size=(num_envs, self._num_actions)).astype(np.float32)
         self.q.append(q.copy())
         return self._rng.integers(self._num_actions, size=num_envs), q
+
+
+def make_weights(
+    learner_step: int, *, incarnation: int = 0, agent_steps: int = 0, network: Any = None
+) -> Weights:
+    """Return a version of a network's weights, or of none where nobody looks at them."""
+    buffer = np.zeros(0, np.uint8) if network is None else flatten_state(network)
+    return Weights(WeightsVersion(incarnation, learner_step), buffer, agent_steps)
 
 
 # --- segments and shards --------------------------------------------------------------------------
@@ -258,13 +276,19 @@ def make_segment(
     )
 
 
-def make_push(*segments: Segment, episodes: tuple = (), phases: PhaseSeconds = NO_PHASES) -> Push:
+def make_push(
+    *segments: Segment,
+    episodes: tuple = (),
+    phases: PhaseSeconds = NO_PHASES,
+    epsilon: float = 0.5,
+) -> Push:
     """Return a push of these segments."""
     return Push(
         segments=tuple(pack_segment(segment) for segment in segments),
         transitions=sum(segment.num_transitions for segment in segments),
         episodes=episodes,
         phases=phases,
+        epsilon=epsilon,
     )
 
 

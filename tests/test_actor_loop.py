@@ -13,6 +13,7 @@ from fakes import (
     ScriptedEnvironments,
     frame_code,
     game,
+    make_weights,
     random_script,
 )
 from hypothesis import given, settings
@@ -21,9 +22,10 @@ from numpy.typing import NDArray
 from oracles import naive_stacks, seen_transitions
 
 from actors.actor_loop import ActorLoop
+from actors.exploration import Exploration
 from actors.priority import first_priority
 from common.packing import check_segment
-from common.types import ObservationSpec, Segment, WeightsVersion
+from common.types import ObservationSpec, Segment, Weights, WeightsVersion
 
 VERSION = WeightsVersion(incarnation=2, learner_step=30)
 
@@ -43,6 +45,10 @@ def make_loop(
     arguments: dict[str, Any] = {
         "environments": environments,
         "policy": policy,
+        "exploration": Exploration(
+            lambda agent_steps: np.linspace(0.1, 0.9, num_envs) / (1 + agent_steps),
+            [e / num_envs for e in range(num_envs)],
+        ),
         "n_step": 3,
         "gamma": 0.9,
         "clip_rewards": True,
@@ -52,11 +58,10 @@ def make_loop(
         "first_priority": None,
         "actor": 5,
         "incarnation": 1,
-        "ladder_positions": [e / num_envs for e in range(num_envs)],
     }
     loop = ActorLoop(**(arguments | changes))
     if version is not None:
-        loop.set_version(version)
+        loop.take(Weights(version, np.zeros(0, np.uint8), agent_steps=0))
     return loop, environments, policy
 
 
@@ -108,7 +113,7 @@ def test_any_games_come_out_as_the_transitions_that_were_seen(
     )
     segments, versions = [], []
     for step, chunk in enumerate(chunks):
-        loop.set_version(WeightsVersion(1, step))
+        loop.take(make_weights(step, incarnation=1))
         versions += [step] * chunk
         segments += loop.collect(chunk)
     for segment in segments:
@@ -186,7 +191,7 @@ def test_collect_takes_so_many_steps_of_each_environment() -> None:
 
 def test_acting_without_weights_is_refused() -> None:
     loop, record, _ = make_loop(random_script(0, 9), version=None)
-    with pytest.raises(RuntimeError, match="Expect `set_version` before `collect`"):
+    with pytest.raises(RuntimeError, match="Expect `take` before `collect`"):
         loop.collect(1)
     assert not record.actions
 
@@ -238,10 +243,12 @@ def test_episodes_are_drained_once() -> None:
 def test_episode_says_the_epsilon_that_held_when_it_ended() -> None:
     loop, _, policy = make_loop(lambda *_: game(1.0, 2.0))
     loop.collect(1)
-    policy.epsilons = np.array([0.015])
+    weights = make_weights(3, agent_steps=9)
+    loop.take(weights)
+    assert policy.loaded[-1] is weights.buffer
     loop.collect(2)
-    assert [episode.epsilon for episode in loop.drain_episodes()] == [0.015]
-    assert id(loop.policy) == id(policy)
+    assert [episode.epsilon for episode in loop.drain_episodes()] == [0.1 / (1 + 9)]
+    assert loop.epsilon == 0.1 / (1 + 9)
 
 
 def test_phases_name_where_the_time_went_and_start_again() -> None:

@@ -118,7 +118,7 @@ def simulate(
                     for k in range(shards)
                 ]
                 sequences[move] += shards
-                writers[move].push(segments, (), NO_PHASES)
+                writers[move].push(segments, (), NO_PHASES, 0.5)
         elif move == 2:
             if (batch := sampler.fetch()) is not None:
                 batches += 1

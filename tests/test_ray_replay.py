@@ -79,7 +79,7 @@ def push_all(handles: Sequence[ShardHandle], segments: Sequence[Segment]) -> Non
     """Push segments one by one, as an actor does, until all are accepted."""
     writer = ReplayWriter(shards=handles, window=1, first_shard=0, clock=time.monotonic)
     for segment in segments:
-        writer.push([segment], (), NO_PHASES)
+        writer.push([segment], (), NO_PHASES, 0.5)
         while not writer.has_room():
             writer.wait(PATIENCE_S)
 
@@ -143,7 +143,7 @@ def test_writer_offers_a_refused_push_again_and_it_is_inserted_once(connect: Con
     push_all([handle], [make_segment(sequence=s) for s in range(6)])  # as far as the band goes
     clock = FakeClock()
     writer = ReplayWriter(shards=[handle], window=1, first_shard=0, clock=clock)
-    writer.push([make_segment(sequence=6)], (), NO_PHASES)
+    writer.push([make_segment(sequence=6)], (), NO_PHASES, 0.5)
     for _ in range(3):
         writer.wait(PATIENCE_S)  # for the answer
         assert not writer.has_room()
@@ -192,7 +192,7 @@ def test_clients_of_a_killed_shard_go_on_and_find_the_one_in_its_place(serve: Se
     with pytest.raises(ShardLost):  # a call right behind the kill may still be answered
         until(lambda: handles[1].counts(START).result() and None)
     writer = ReplayWriter(shards=[handles[1]], window=1, first_shard=0, clock=time.monotonic)
-    writer.push([make_segment(sequence=9)], (), NO_PHASES)
+    writer.push([make_segment(sequence=9)], (), NO_PHASES, 0.5)
     updater = PriorityUpdater(shards=handles, window=1, rows_per_call=1)
     while not updater.dropped:
         updater.update(mine)

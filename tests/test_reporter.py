@@ -149,7 +149,6 @@ class Stage:
             "agent_steps_before": 0,
             "episodes_before": 0,
             "returns_before": (),
-            "mean_epsilon": lambda agent_steps: agent_steps / 1e6,
             "console": self.console,
             "events": events,
             "clock": lambda: self.now_s,
@@ -212,6 +211,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
             transitions=190,
             bytes=4_000,
             stale_priority_updates=1,
+            actors=((0, 0, 0.25), (1, 2, 0.75)),
             policy_lag_learner_steps=30.0,
             actor_phases=phases(environment=3.0, wait=1.0),
             phases=phases(sample=1.0),
@@ -243,7 +243,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         "replay/samples_per_insert": 1_600 / 500,
         "replay/stale_priority_updates": 5,
         "actors/policy_lag_learner_steps": 25.0,
-        "actors/epsilon": 500 / 1e6,
+        "actors/epsilon": (0.25 + 0.75) / 2,
         "train/mean_episode_return": (-21.0 - 19.0) / 2,
         "time/actor_environment_share": 6 / 8,
         "time/actor_wait_share": 2 / 8,
@@ -483,9 +483,6 @@ def test_resumed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     assert status.samples_per_insert == 4.0
     assert status.learner_steps_per_s == 2.0
     assert stage.pairs("throughput/transitions_sampled_per_s")[-1] == (4_400, 80.0)
-    frames, epsilon = stage.pairs("actors/epsilon")[-1]
-    assert frames == 4_400
-    assert epsilon == pytest.approx(1_100 / 1e6)
 
 
 def test_evaluation_of_a_game_without_published_scores_has_no_normalised_one(

@@ -747,7 +747,7 @@ def simulate(
                         make_segment(actor=move, sequence=sequences[move], transitions=push)
                     )
                     sequences[move] += 1
-                writers[move].push(segments, (), NO_PHASES)
+                writers[move].push(segments, (), NO_PHASES, 0.5)
         elif move == 2:
             learned += sampler.fetch() is not None
         else:

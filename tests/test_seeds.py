@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import make_push, make_segment
+from fakes import make_push, make_segment, make_weights
 from launching import launch as launch_process
 from launching import result_of
 from shard_contract import START
@@ -209,8 +209,9 @@ def test_sequential_order_reaches_replay() -> None:
 def test_a_lost_life_reaches_what_is_learned() -> None:
     config = PRESETS["seed-pong-wrappers"].config
     config = replace(config, env=replace(config.env, id="BreakoutNoFrameskip-v4"))
-    loop = make_actor_loop(config, resolve(config.env), actor=0, incarnation=0)
-    loop.set_version(WeightsVersion(0, 0))
+    spec = resolve(config.env)
+    loop = make_actor_loop(config, spec, actor=0, incarnation=0)
+    loop.take(make_weights(0, network=build_network(config.agent, spec)))
     rewards = np.concatenate([segment.r_t for segment in loop.collect(300)])
     assert -1.0 in rewards
 

@@ -136,6 +136,8 @@ class _Report:
 
 
 class _Player:
+    epsilon = 0.5
+
     def __init__(self, stage: Stage, index: int) -> None:
         self._stage = stage
         self._index = index

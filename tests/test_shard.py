@@ -112,15 +112,16 @@ def test_report_counts_everything_since_the_start() -> None:
 
 def test_episodes_actors_and_phases_are_reported_once() -> None:
     shard = make_shard()
-    for actor in (3, 1, 3):
+    for actor, epsilon in ((3, 0.9), (1, 0.5), (3, 0.8)):
         push = make_push(
             make_segment(actor=actor, sequence=actor + shard.inserted),
             episodes=(EPISODE._replace(agent_steps=actor),),
             phases=PhaseSeconds((("pack", 0.25), ("wait", float(actor)))),
+            epsilon=epsilon,
         )
         assert shard.add(push).accepted
     report = shard.report()
-    assert report.actors == ((1, 0), (3, 0))
+    assert report.actors == ((1, 0, 0.5), (3, 0, 0.8))
     assert [episode.agent_steps for episode in report.episodes] == [3, 1, 3]
     assert dict(report.actor_phases.phases) == {"pack": 3 * 0.25, "wait": 3.0 + 1.0 + 3.0}
     assert {name for name, _ in report.phases.phases} == {"add"}

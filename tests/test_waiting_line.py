@@ -72,7 +72,7 @@ class FakeActor:
         new = range(self.sequence, self.sequence + self.segments)
         self.sequence = new.stop
         made = [make_segment(actor=self.actor, sequence=s) for s in new]
-        self.writer.push(made, (), PhaseSeconds(()))
+        self.writer.push(made, (), PhaseSeconds(()), 0.5)
 
 
 def compete(sizes: list[int], seconds: float, window: int = 1) -> list[FakeActor]:

@@ -17,6 +17,7 @@ from fakes import (
     RandomPolicy,
     RecordingEnvironments,
     ScriptedEnvironments,
+    make_weights,
     random_script,
 )
 from oracles import SeenTransition, seen_transitions
@@ -24,6 +25,7 @@ from shard_contract import Connect, connect_local
 
 from actors.actor_loop import ActorLoop
 from actors.environments import make_environments
+from actors.exploration import Exploration
 from actors.priority import first_priority
 from common.config import Config, EnvConfig, LearnerConfig, ReplayConfig
 from common.types import (
@@ -33,7 +35,6 @@ from common.types import (
     PriorityUpdate,
     Segment,
     TimeSteps,
-    WeightsVersion,
 )
 from replay.assembly import make_sampler
 from replay.priority_updater import PriorityUpdater
@@ -86,6 +87,7 @@ def played(request: pytest.FixtureRequest) -> Played:
     loop = ActorLoop(
         environments=environments,
         policy=RandomPolicy(num_envs=num_envs, num_actions=spec.num_actions, seed=1),  # type: ignore[arg-type]
+        exploration=Exploration(lambda agent_steps: np.zeros(num_envs), [0.0] * num_envs),
         n_step=N_STEP,
         gamma=GAMMA,
         clip_rewards=True,
@@ -95,9 +97,8 @@ def played(request: pytest.FixtureRequest) -> Played:
         first_priority=first_priority,
         actor=0,
         incarnation=0,
-        ladder_positions=[0.0] * num_envs,
     )
-    loop.set_version(WeightsVersion(0, 0))
+    loop.take(make_weights(0))
     segments = [loop.collect(1) for _ in range(GAMES[request.param])]
     environments.close()
     seen: list[SeenTransition] = []
@@ -154,7 +155,7 @@ def make_path(connect: Connect, config: Config, spec: EnvironmentSpec) -> Path:
 
 
 def push(path: Path, segments: list[Segment]) -> None:
-    path.writer.push(segments, (), NO_PHASES)
+    path.writer.push(segments, (), NO_PHASES, 0.5)
     while not path.writer.has_room():
         path.writer.wait(1.0)
 

@@ -41,7 +41,7 @@ def push(
     episodes: tuple[EpisodeRecord, ...] = (),
     phases: PhaseSeconds = NO_PHASES,
 ) -> None:
-    writer.push([make_segment(sequence=s) for s in sequences], episodes, phases)
+    writer.push([make_segment(sequence=s) for s in sequences], episodes, phases, 0.5)
 
 
 def offered(shard: LateShard) -> list[Push]:
@@ -76,7 +76,7 @@ def test_segments_arrive_as_they_were_written() -> None:
     shard = StubbornShard(refusals=0)
     writer, _ = make_writer([LocalShard(shard)])  # type: ignore[arg-type]
     segment = make_segment(transitions=7)
-    writer.push([segment], (), NO_PHASES)
+    writer.push([segment], (), NO_PHASES, 0.5)
     (arrived,) = (unpack_segment(packed) for packed in shard.accepted[0].segments)
     for field in Segment._fields:
         np.testing.assert_array_equal(getattr(arrived, field), getattr(segment, field))
@@ -94,7 +94,7 @@ def test_records_ride_on_the_first_push_only() -> None:
 def test_records_without_a_segment_to_ride_on_are_refused() -> None:
     writer, _ = make_writer([LateShard(make_shard())])
     with pytest.raises(ValueError, match="Expect `segments` to hold at least one"):
-        writer.push([], (EPISODE,), PHASES)
+        writer.push([], (EPISODE,), PHASES, 0.5)
 
 
 # --- the window -----------------------------------------------------------------------------------

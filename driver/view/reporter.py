@@ -92,7 +92,6 @@ class Reporter:
         agent_steps_before: int,
         episodes_before: int,
         returns_before: Sequence[float],
-        mean_epsilon: Callable[[int], float],
         console: Console,
         events: EventWriter,
         clock: Callable[[], float],
@@ -111,7 +110,6 @@ class Reporter:
           agent_steps_before: agent steps accepted before this start of the run.
           episodes_before: training games that ended before this start of the run.
           returns_before: raw returns of the last of them.
-          mean_epsilon: mean exploration rate over all environments at an agent step.
           console: where to show the status.
           events: where to write scalars.
           clock: seconds, monotonic.
@@ -123,7 +121,6 @@ class Reporter:
         self._min_size = min_size
         self._agent_steps_before = agent_steps_before
         self._episodes_before = episodes_before
-        self._mean_epsilon = mean_epsilon
         self._console = console
         self._events = events
         self._clock = clock
@@ -144,6 +141,7 @@ class Reporter:
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
         self._lags: list[float] = []
+        self._epsilons: dict[int, float] = {}  # by actor, as it last pushed
         self._lag = math.nan
         self._eval_score = math.nan
         self._limit = "acting (filling replay)"
@@ -277,6 +275,7 @@ class Reporter:
         self._returns.extend(game.episode_return for game in shard.episodes)
         self._phases["actor"].append(shard.actor_phases)
         self._phases["replay"].append(shard.phases)
+        self._epsilons.update({actor: epsilon for actor, _, epsilon in shard.actors})
         if math.isfinite(shard.policy_lag_learner_steps):
             self._lags.append(shard.policy_lag_learner_steps)
             self._lag = shard.policy_lag_learner_steps
@@ -341,7 +340,7 @@ class Reporter:
             ),
             ACTORS_POLICY_LAG_LEARNER_STEPS: _mean(self._lags),
             TRAIN_MEAN_EPISODE_RETURN: _mean(self._returns),
-            ACTORS_EPSILON: self._mean_epsilon(self.progress.agent_steps),
+            ACTORS_EPSILON: _mean(list(self._epsilons.values())),
             **{restarts_tag(role): count for role, count in self._restarts.items()},
         }
         saves = {
