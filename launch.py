@@ -9,7 +9,7 @@ from __future__ import annotations
 import driver.ray_environment  # noqa: F401  before anything that imports Ray
 from driver.interrupts import end_at_once, raise_at_signals
 from driver.missing_modules import tell_in_one_line
-from driver.standard_streams import take_standard_streams
+from driver.view.standard_streams import take_standard_streams
 from driver.warning_filters import raise_no_warnings
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.environments import Environments
+from actors.environment_source import Environments
 from actors.exploration import Exploration
 from actors.n_step import Moment, NStepAccumulator
 from actors.policy import EpsilonGreedyPolicy

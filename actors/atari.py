@@ -30,12 +30,14 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from actors.environment_calls import EnvironmentCalls
+from actors.environment_source import EnvironmentSource
 from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 
 FRAME_SHAPE = (84, 84)
+_FRAMES_PER_S = 60
 # What gymnasium's registry says of the ids that are sticky (Machado et al. 2018, section 5).
 _STICKY = 0.25
 # ROMs that only two can play: ale-py registers no environment for them.
@@ -116,13 +118,6 @@ def atari_vector(env: EnvConfig, num_envs: int, **look: Any) -> AtariVectorEnv:
         autoreset_mode=AutoresetMode.NEXT_STEP,
         **look,
     )
-
-
-def atari_screen_shape(env: EnvConfig) -> tuple[int, int]:
-    """Return (height, width) in pixels of the screen of the Atari game that the id names."""
-    game = atari_game(env)
-    assert game is not None, env.id
-    return _console(game.rom).screen_shape
 
 
 def atari_spec(env: EnvConfig) -> EnvironmentSpec:
@@ -235,6 +230,47 @@ class AtariEnvironments:
         vars(self._vector).pop("ale", None)
 
 
+class FilmedAtari:
+    """An Atari game and its twin in colour: the same seed, the same actions, the whole screen."""
+
+    def __init__(self, env: EnvConfig, seed: int) -> None:
+        self._played = AtariEnvironments(
+            env=env, num_envs=1, seed=seed, training=False, heartbeat=Heartbeat()
+        )
+        game = atari_game(env)
+        assert game is not None, env.id
+        height, width = _console(game.rom).screen_shape
+        self._twin = atari_vector(
+            env, 1, grayscale=False, img_height=height, img_width=width, stack_num=1
+        )
+        self._seed = seed
+        self.pictures_per_s = _FRAMES_PER_S / env.action_repeat_frames
+
+    def reset(self) -> NDArray[Any]:
+        """Open the game and return uint8[1, k, 84, 84]."""
+        self._picture, _ = self._twin.reset(seed=self._seed)
+        return self._played.reset().observation
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[Any], float, bool]:
+        """Return the observation, the reward and whether the game is over."""
+        timesteps = self._played.step(actions)
+        self._picture, reward, *_ = self._twin.step(actions)
+        assert reward[0] == timesteps.reward[0], "the game and its twin in colour went apart"
+        return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return uint8[H, W, 3], the whole screen in colour."""
+        # The console's pixels are about twice as wide as they are high; and all is doubled, since
+        # 160 x 210 is small.
+        picture = np.asarray(self._picture[0, 0], np.uint8)
+        return picture.repeat(2, axis=0).repeat(4, axis=1)
+
+    def close(self) -> None:
+        """End both."""
+        self._played.close()
+        self._twin.close()
+
+
 def atari_title(rom: str) -> str:
     """Return "MsPacman" for "ms_pacman", the spelling of the registered ids."""
     return rom.title().replace("_", "")
@@ -277,3 +313,13 @@ def _console(rom: str) -> _Console:
     height, width = emulator.getScreenDims()
     minimal, legal = emulator.getMinimalActionSet(), emulator.getLegalActionSet()
     return _Console(len(minimal), len(legal), (height, width))
+
+
+ATARI = EnvironmentSource(
+    matches=lambda env: atari_game(env) is not None,
+    spec=atari_spec,
+    make=AtariEnvironments,
+    film=FilmedAtari,
+    clips_rewards=True,
+)
+"""The games of ale-py."""

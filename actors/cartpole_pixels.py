@@ -11,12 +11,13 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
+from actors.environment_source import EnvironmentSource
+from actors.gymnasium_environments import FilmedScreen, GymnasiumEnvironments, gymnasium_spec
 from common.config import EnvConfig
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 
-CARTPOLE_PIXELS = "CartPole-v1-pixels"
+CARTPOLE_PIXELS_ID = "CartPole-v1-pixels"
 
 _CARTPOLE = "CartPole-v1"
 # Gymnasium's screen in pixels, and the track that fills its width: x from -2.4 to 2.4.
@@ -121,3 +122,24 @@ class CartPolePixels:
         crops = [cart_crop(screen, x) for screen, x in zip(self.screens(), positions, strict=True)]
         self._stacks = np.concatenate([before, np.stack(crops)[:, np.newaxis]], axis=1)
         return timesteps._replace(observation=self._stacks.copy())
+
+
+def _make(
+    *, env: EnvConfig, num_envs: int, seed: int, training: bool, heartbeat: Heartbeat
+) -> CartPolePixels:
+    del training  # no lives here
+    return CartPolePixels(env=env, num_envs=num_envs, seed=seed, heartbeat=heartbeat)
+
+
+def _film(env: EnvConfig, seed: int) -> FilmedScreen:
+    return FilmedScreen(CartPolePixels(env=env, num_envs=1, seed=seed, heartbeat=Heartbeat()))
+
+
+CARTPOLE_PIXELS = EnvironmentSource(
+    matches=lambda env: env.id == CARTPOLE_PIXELS_ID,
+    spec=cartpole_pixels_spec,
+    make=_make,
+    film=_film,
+    clips_rewards=False,
+)
+"""CartPole's picture in the place of its four numbers."""

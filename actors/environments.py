@@ -1,55 +1,27 @@
-"""Vector environments behind one adapter: autoreset, life loss and raw reward are settled here.
-
-The loop an `Environments` lives in:
-
-    timesteps = environments.reset()
-    while True:
-        timesteps = environments.step(policy(timesteps.observation))
-
-All kinds autoreset in the NEXT_STEP way: the timestep of a game's end carries the game's last
-observation and `game_over`; the action sent there is void, and the answer to it opens the next game
-(`first`, reward 0).
-"""
+"""Environments by their ids: one table says which source an id is of, and what that can do."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
-
-from actors.atari import AtariEnvironments, atari_game, atari_spec
-from actors.cartpole_pixels import CARTPOLE_PIXELS, CartPolePixels, cartpole_pixels_spec
-from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
+from actors.atari import ATARI
+from actors.cartpole_pixels import CARTPOLE_PIXELS
+from actors.environment_source import Environments, EnvironmentSource
+from actors.gymnasium_environments import GYMNASIUM
 from common.config import EnvConfig
 from common.endings import EnvironmentFailed
 from common.heartbeat import Heartbeat
-from common.types import EnvironmentSpec, TimeSteps
+from common.types import EnvironmentSpec
+
+SOURCES = [CARTPOLE_PIXELS, ATARI, GYMNASIUM]
+"""The first that matches an id is its source; the last matches all."""
 
 
-class Environments(Protocol):
-    """E environments stepped together by one thread."""
+def source_of(env: EnvConfig) -> EnvironmentSource:
+    """Return the source that the id is of.
 
-    @property
-    def spec(self) -> EnvironmentSpec:
-        """What one of them is."""
-
-    @property
-    def num_envs(self) -> int:
-        """E."""
-
-    def reset(self) -> TimeSteps:
-        """Open a new game everywhere. Only the first call seeds; later ones play on."""
-
-    def step(self, actions: NDArray[np.int64]) -> TimeSteps:
-        """Take one agent step everywhere.
-
-        Args:
-          actions: int64[E]; void where the last timestep was `game_over`.
-        """
-
-    def close(self) -> None:
-        """End the environments. May be called twice."""
+    Raises:
+      ValueError: one line; the id is nearly one of a source's.
+    """
+    return next(source for source in SOURCES if source.matches(env))
 
 
 def resolve(env: EnvConfig) -> EnvironmentSpec:
@@ -60,14 +32,12 @@ def resolve(env: EnvConfig) -> EnvironmentSpec:
         DQN can use.
       EnvironmentFailed: it raised when it was imported, made or closed.
     """
-    if env.id == CARTPOLE_PIXELS:
-        return cartpole_pixels_spec(env)
-    return gymnasium_spec(env) if atari_game(env) is None else atari_spec(env)
+    return source_of(env).spec(env)
 
 
 def clips_rewards(env: EnvConfig) -> bool:
     """Return whether rewards are clipped before they are learned from."""
-    return atari_game(env) is not None if env.clip_rewards is None else env.clip_rewards
+    return source_of(env).clips_rewards if env.clip_rewards is None else env.clip_rewards
 
 
 def reading(env: EnvConfig, spec: EnvironmentSpec) -> str:
@@ -84,8 +54,7 @@ def make_environments(
     training: bool,
     *,
     heartbeat: Heartbeat | None = None,
-    render: bool = False,
-) -> AtariEnvironments | CartPolePixels | GymnasiumEnvironments:
+) -> Environments:
     """Return E environments.
 
     Args:
@@ -94,29 +63,21 @@ def make_environments(
       seed: of the first; the others have seed + 1, seed + 2, ...
       training: False plays raw games: a lost life ends nothing.
       heartbeat: is told in which call into an environment this thread is.
-      render: so that they show themselves by `screens`; those of Atari do not.
 
     Raises:
       ValueError: as `resolve`, or an impossible number.
       EnvironmentFailed: one raised; so do `reset`, `step` and `close` of what is returned.
     """
-    heartbeat = heartbeat or Heartbeat()
     if num_envs < 1:
         raise ValueError(f"Expect `num_envs` >= 1, actually: {num_envs}")
     if not 0 <= seed <= 2**31 - num_envs:
         raise ValueError(f"Expect `seed` from 0 to 2**31 - `num_envs`, actually: {seed}")
-    if env.id == CARTPOLE_PIXELS:
-        return CartPolePixels(env=env, num_envs=num_envs, seed=seed, heartbeat=heartbeat)
-    if atari_game(env) is None:
-        return GymnasiumEnvironments(
-            env=env,
-            num_envs=num_envs,
-            seed=seed,
-            render_mode="rgb_array" if render else None,
-            heartbeat=heartbeat,
-        )
-    return AtariEnvironments(
-        env=env, num_envs=num_envs, seed=seed, training=training, heartbeat=heartbeat
+    return source_of(env).make(
+        env=env,
+        num_envs=num_envs,
+        seed=seed,
+        training=training,
+        heartbeat=heartbeat or Heartbeat(),
     )
 
 

@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import warnings
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from actors.atari import atari_title, games
 from actors.checked_environment import MOST_FLOAT32, MOST_REWARD, CheckedEnvironment
 from actors.environment_calls import EnvironmentCalls, in_a_line
+from actors.environment_source import Environments, EnvironmentSource
 from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
 from common.endings import EnvironmentFailed
@@ -142,6 +143,44 @@ class GymnasiumEnvironments:
         return observation.astype(self._spec.observation.dtype, copy=False)[:, np.newaxis]
 
 
+class DrawnEnvironments(Environments, Protocol):
+    """Environments that draw themselves."""
+
+    @property
+    def render_frames_per_s(self) -> float:
+        """Speed of play."""
+
+    def screens(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return uint8[H, W, 3] for each environment."""
+
+
+class FilmedScreen:
+    """One environment that draws itself."""
+
+    def __init__(self, played: DrawnEnvironments) -> None:
+        self._played = played
+        self.pictures_per_s = played.render_frames_per_s
+
+    def reset(self) -> NDArray[Any]:
+        """Open the game and return dtype[1, k, *frame_shape]."""
+        return self._played.reset().observation
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[Any], float, bool]:
+        """Return the observation, the reward and whether the game is over."""
+        timesteps = self._played.step(actions)
+        return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return uint8[H, W, 3], an odd row or column left out."""
+        (picture,) = self._played.screens()
+        height, width, _ = picture.shape
+        return np.ascontiguousarray(picture[: height - height % 2, : width - width % 2])
+
+    def close(self) -> None:
+        """End it."""
+        self._played.close()
+
+
 def gymnasium_spec(env: EnvConfig, heartbeat: Heartbeat | None = None) -> EnvironmentSpec:
     """Return what the gymnasium id means.
 
@@ -239,3 +278,26 @@ def _hint(env_id: str) -> str:
     stem = re.sub(r"^ale/|noframeskip|deterministic|-ram|-v\d+$|_", "", env_id.lower())
     close = [known[match] for match in difflib.get_close_matches(stem, known, n=3)]
     return f"; close: {', '.join(close)}" if close and env_id not in close else ""
+
+
+def _make(
+    *, env: EnvConfig, num_envs: int, seed: int, training: bool, heartbeat: Heartbeat
+) -> GymnasiumEnvironments:
+    del training  # no lives here
+    return GymnasiumEnvironments(
+        env=env, num_envs=num_envs, seed=seed, render_mode=None, heartbeat=heartbeat
+    )
+
+
+def _film(env: EnvConfig, seed: int) -> FilmedScreen:
+    return FilmedScreen(
+        GymnasiumEnvironments(
+            env=env, num_envs=1, seed=seed, render_mode="rgb_array", heartbeat=Heartbeat()
+        )
+    )
+
+
+GYMNASIUM = EnvironmentSource(
+    matches=lambda env: True, spec=gymnasium_spec, make=_make, film=_film, clips_rewards=False
+)
+"""Whatever gymnasium knows by the id."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from actors.environments import reading, resolve
-from actors.evaluator import expect_pictures, play, record_game
+from actors.evaluator import play
+from actors.film import expect_pictures, record_game
 from common.config import Config
 from common.config_file import ConfigError, expect_no_module, in_file, load_file, to_dict
 from common.endings import EnvironmentFailed

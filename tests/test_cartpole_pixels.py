@@ -8,13 +8,13 @@ import gymnasium
 import numpy as np
 import pytest
 
-from actors.cartpole_pixels import CARTPOLE_PIXELS, FRAME_SHAPE, CartPolePixels, cart_crop
+from actors.cartpole_pixels import CARTPOLE_PIXELS_ID, FRAME_SHAPE, CartPolePixels, cart_crop
 from actors.environments import make_environments, resolve
 from common.config import EnvConfig
 from common.networks import FrameDifferences
 from common.types import EnvironmentSpec, ObservationSpec
 
-PIXELS = EnvConfig(id=CARTPOLE_PIXELS)
+PIXELS = EnvConfig(id=CARTPOLE_PIXELS_ID)
 WHITE = 255
 POLE = (202, 152, 101)
 
@@ -151,7 +151,9 @@ def test_first_state_of_a_game_shows_the_scene_on_an_empty_sheet() -> None:
 
 
 def test_configured_limit_truncates() -> None:
-    environments = make_environments(EnvConfig(id=CARTPOLE_PIXELS, max_game_frames=4), 1, 0, True)
+    environments = make_environments(
+        EnvConfig(id=CARTPOLE_PIXELS_ID, max_game_frames=4), 1, 0, True
+    )
     environments.reset()
     played = [environments.step(np.array([step % 2])) for step in range(4)]
     environments.close()

@@ -13,7 +13,8 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from actors.atari import atari_game, atari_vector
-from actors.environments import Environments, make_environments, resolve
+from actors.environment_source import Environments
+from actors.environments import make_environments, resolve
 from common.config import EnvConfig
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 from driver.view.scores import RANDOM_AND_HUMAN

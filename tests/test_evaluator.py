@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from actors.environments import make_environments
-from actors.evaluator import EvaluationLoop, record_game
+from actors.evaluator import EvaluationLoop
+from actors.film import record_game
 from common.config import EnvConfig
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps
 

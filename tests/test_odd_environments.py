@@ -23,7 +23,7 @@ from actors.environments import (
     reading,
     resolve,
 )
-from actors.evaluator import expect_pictures
+from actors.film import expect_pictures
 from common.config import AgentConfig, EnvConfig
 from common.endings import EnvironmentFailed, Interrupted
 from common.heartbeat import Heartbeat

@@ -99,7 +99,7 @@ def test_run_whose_outputs_are_lost_goes_on_with_its_log(tmp_path: Path, how: st
 SCRIPT = """
 import sys
 sys.path.insert(0, {root!r})
-from driver.standard_streams import take_standard_streams
+from driver.view.standard_streams import take_standard_streams
 take_standard_streams()
 """
 

@@ -22,8 +22,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from driver.standard_streams import StandardStream, point_at_null
 from driver.view.log_file import LogFile
+from driver.view.standard_streams import StandardStream, point_at_null
 
 # Seconds between two status lines where output is piped, and between two in `log.txt`.
 PLAIN_PERIOD_S = 10.0
