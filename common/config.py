@@ -32,6 +32,9 @@ _MOST_TEXT = 200
 _MOST_LAYERS = 100
 _RETURN = Bounds(-1e300, 1e300, "finite", "finite")
 
+NetworkName = Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"]
+"""Each has its entry in common.torsos."""
+
 
 @dataclass(frozen=True)
 class EnvConfig:
@@ -71,7 +74,7 @@ class EnvConfig:
 class AgentConfig:
     """What actors and learner must share: the network and the n-step target."""
 
-    network: Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"] = "nature_cnn"
+    network: NetworkName = "nature_cnn"
     """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
     (Mnih et al. 2013), for learning on CPUs; `pixel_cnn`: 16, 32, 32, each @5s2 with batch
     normalisation, of the frames' differences; `mlp`: for vectors, and what no other can see."""

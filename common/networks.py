@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,31 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from common.config import AgentConfig
+from common.torsos import build_torso
 from common.types import EnvironmentSpec, ObservationSpec
-
-
-class _Shape(NamedTuple):
-    """What a convolutional network is made of.
-
-    Fields:
-      layers: output channels, kernel size and stride of each convolution.
-      hidden: width of the last hidden layer; 0: none.
-      of_differences: it sees each frame less the one before, and normalises every convolution.
-    """
-
-    layers: tuple[tuple[int, int, int], ...]
-    hidden: int
-    of_differences: bool
-
-
-_CONVOLUTIONAL = {
-    # Mnih et al. 2015, Methods.
-    "nature_cnn": _Shape(((32, 8, 4), (64, 4, 2), (64, 3, 1)), 512, of_differences=False),
-    # Mnih et al. 2013, section 4.1: under a third of the arithmetic.
-    "nips_cnn": _Shape(((16, 8, 4), (32, 4, 2)), 256, of_differences=False),
-    # For CartPole's pixels (the PyTorch DQN tutorial of 2017).
-    "pixel_cnn": _Shape(((16, 5, 2), (32, 5, 2), (32, 5, 2)), 0, of_differences=True),
-}
 
 
 class QNetwork(nn.Module):
@@ -157,17 +133,10 @@ def state_bytes(agent: AgentConfig, spec: EnvironmentSpec) -> int:
 
 def _plan_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
     """Return the network on the meta device, where nothing is allocated or drawn."""
-    observation = spec.observation
     with torch.device("meta"):
-        if agent.network in _CONVOLUTIONAL:
-            shape = _CONVOLUTIONAL[agent.network]
-            torso, features = _convolutional_torso(agent.network, observation)
-            hidden = shape.hidden
-        else:
-            torso, features = _mlp_torso(observation, agent.hidden[:-1])
-            hidden = agent.hidden[-1]
+        torso, features, hidden = build_torso(agent, spec.observation)
         return QNetwork(
-            observation=observation,
+            observation=spec.observation,
             scale=spec.scale,
             torso=torso,
             features=features,
@@ -175,80 +144,6 @@ def _plan_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
             num_actions=spec.num_actions,
             dueling=agent.dueling,
         )
-
-
-class FrameDifferences(nn.Module):
-    """Each frame of a stack subtracted from the one before it.
-
-    CartPole's frames hold ink on an empty sheet, the screen's negative (actors.cartpole_pixels), so
-    this is the screen less the one before.
-    """
-
-    def forward(self, frames: Tensor) -> Tensor:
-        """Return float32[B, k - 1, H, W] for float32[B, k, H, W]."""
-        differences = frames[:, :-1] - frames[:, 1:]
-        # Or the convolutions would copy them each time: a third of the pass on a CPU.
-        return differences.contiguous(memory_format=torch.channels_last)
-
-
-def network_problems(agent: AgentConfig, spec: EnvironmentSpec) -> list[str]:
-    """Return a line, with those that fit, if the network does not fit the observations."""
-    network, seen = agent.network, spec.observation
-    # mlp takes anything, but is meant for what no other can see.
-    fitting = [name for name in _CONVOLUTIONAL if _sizes_left(name, seen)] or ["mlp"]
-    if network in fitting:
-        return []
-    return [
-        f"--agent.network {network}: does not fit {seen.stack} frames of shape {seen.frame_shape}; "
-        f"must be {' or '.join(fitting)}"
-    ]
-
-
-def _sizes_left(name: str, observation: ObservationSpec) -> list[int]:
-    """Return what the convolutions leave of the two sides of a frame; [] if they cannot see it."""
-    shape, sizes = _CONVOLUTIONAL[name], list(observation.frame_shape)
-    for _, kernel, stride in shape.layers:
-        sizes = [(size - kernel) // stride + 1 for size in sizes]
-    is_seen = len(sizes) == 2 and min(sizes) > 0 and observation.stack > shape.of_differences
-    return sizes if is_seen else []
-
-
-def _convolutional_torso(name: str, observation: ObservationSpec) -> tuple[nn.Module, int]:
-    """Return the convolutions of the network `name` and how many numbers they put out."""
-    shape, sizes = _CONVOLUTIONAL[name], _sizes_left(name, observation)
-    if not sizes:
-        least, least_stack = 1, 1 + shape.of_differences
-        for _, kernel, stride in reversed(shape.layers):
-            least = (least - 1) * stride + kernel
-        raise ValueError(
-            f"Expect `frame_shape` of two sizes >= {least} and `stack` >= {least_stack} for "
-            f"network {name}, actually: {observation.frame_shape} and {observation.stack}; vector "
-            "observations take mlp"
-        )
-    layers: list[nn.Module] = []
-    channels = observation.stack
-    if shape.of_differences:
-        layers.append(FrameDifferences())
-        channels -= 1
-    for outputs, kernel, stride in shape.layers:
-        # The normalisation would take any bias out again.
-        bias = not shape.of_differences
-        layers.append(nn.Conv2d(channels, outputs, kernel, stride, bias=bias))
-        if shape.of_differences:
-            layers.append(nn.BatchNorm2d(outputs))
-        layers.append(nn.ReLU())
-        channels = outputs
-    return nn.Sequential(*layers), channels * sizes[0] * sizes[1]
-
-
-def _mlp_torso(observation: ObservationSpec, widths: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """Return all hidden layers but the last, and how many numbers they put out."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    features = math.prod(observation.shape)
-    for width in widths:
-        layers += [nn.Linear(features, width), nn.ReLU()]
-        features = width
-    return nn.Sequential(*layers), features
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:

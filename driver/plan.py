@@ -17,8 +17,9 @@ from actors.environments import resolve
 from common.config import Config
 from common.endings import EnvironmentFailed
 from common.machine import available_cores, total_memory_bytes
-from common.networks import network_problems, state_bytes
+from common.networks import state_bytes
 from common.schema import shown
+from common.torsos import network_problems
 from common.types import EnvironmentSpec
 from driver.command_line import TrainCommand
 from driver.machine_needs import machine_problems

@@ -11,7 +11,7 @@ import pytest
 from actors.cartpole_pixels import CARTPOLE_PIXELS_ID, FRAME_SHAPE, CartPolePixels, cart_crop
 from actors.environments import make_environments, resolve
 from common.config import EnvConfig
-from common.networks import FrameDifferences
+from common.torsos import FrameDifferences
 from common.types import EnvironmentSpec, ObservationSpec
 
 PIXELS = EnvConfig(id=CARTPOLE_PIXELS_ID)

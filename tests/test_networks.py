@@ -10,13 +10,8 @@ import torch
 from torch import nn
 
 from common.config import AgentConfig
-from common.networks import (
-    FrameDifferences,
-    build_network,
-    flatten_state,
-    initialise,
-    load_flat_state,
-)
+from common.networks import build_network, flatten_state, initialise, load_flat_state
+from common.torsos import FrameDifferences
 from common.types import EnvironmentSpec, ObservationSpec
 
 BYTE = 1.0 / 255.0

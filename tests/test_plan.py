@@ -11,7 +11,8 @@ import pytest
 from fakes import new_plan
 
 from common.config import AgentConfig, Config
-from common.networks import build_network, network_problems
+from common.networks import build_network
+from common.torsos import network_problems
 from common.types import EnvironmentSpec, ObservationSpec
 
 ATARI = ObservationSpec((84, 84), "uint8", 4)
