@@ -228,6 +228,16 @@ class HealthConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """Where scalars go, beside TensorBoard's events."""
+
+    jsonl: bool = False
+    """Write them to `scalars.jsonl` in the run's folder, too: a line of JSON for each row, with
+    `frames`, `time_s` (seconds since 1970) and a value or null for each tag. A line with `start`
+    for each start of the run: lines above it with more frames than it were played again."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -251,6 +261,7 @@ class Config:
     evaluator: EvaluatorConfig = field(default_factory=EvaluatorConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     @property
     def num_environments(self) -> int:

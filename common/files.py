@@ -164,13 +164,18 @@ def unguessable(path: Path) -> Path:
 
 
 def open_new(path: Path) -> BinaryIO:
-    """Make a file and open it to write.
+    """Make a file and open it to write; raise as `open_new_fd`."""
+    return os.fdopen(open_new_fd(path), "wb")
+
+
+def open_new_fd(path: Path) -> int:
+    """Make a file and return a descriptor to write it by.
 
     Raises:
       OSError: it cannot be made; FileExistsError where anything has its name already.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o666), "wb")
+    return os.open(path, flags, 0o666)
 
 
 def open_in_place(path: Path, flags: int) -> int:

@@ -86,8 +86,9 @@ class Result(TypedDict, total=False):
 class RunFolder:
     """A run's folder, and the paths in it.
 
-    `config.yaml`, `run.json`, `incarnations.json`, TensorBoard events, `checkpoints/`, `videos/`,
-    `plots/`, `log.txt`, `result.json`; and `.lock`, which the process that trains holds.
+    `config.yaml`, `run.json`, `incarnations.json`, TensorBoard events, perhaps `scalars.jsonl`,
+    `checkpoints/`, `videos/`, `plots/`, `log.txt`, `result.json`; and `.lock`, which the process
+    that trains holds.
 
     Once it is opened the folder is known by itself and not by its name, so that whoever renames it
     in the middle of a run makes no second one. It travels to other processes as what it is, too.
@@ -259,8 +260,8 @@ class RunFolder:
 
     def retract(self) -> None:
         """Make a folder in which nothing was saved yet no run again; its log and result stay."""
-        events = self.path.glob("events.out.tfevents.*")
-        for path in (*map(self.path.joinpath, _MAKE_A_RUN), *events):
+        scalars = (self.path / "scalars.jsonl", *self.path.glob("events.out.tfevents.*"))
+        for path in (*map(self.path.joinpath, _MAKE_A_RUN), *scalars):
             with suppress(OSError):  # what stays is refused by name, once somebody starts here
                 path.rmdir() if path.is_dir() else remove(path)
 

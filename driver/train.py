@@ -29,8 +29,10 @@ from driver.serial_run import SerialRun
 from driver.view.console import Console
 from driver.view.events import EventWriter
 from driver.view.hparams import hparams_summary
-from driver.view.reporter import Reporter
+from driver.view.json_lines import JsonLines
+from driver.view.reporter import Before, Reporter
 from driver.view.settings_table import settings_table
+from driver.view.sinks import Sink, Sinks
 from learner.assembly import resolve_device
 
 _FLUSH_S = 5.0
@@ -192,25 +194,34 @@ def resume_command(plan: Plan, command: TrainCommand) -> str:
 def make_reporter(plan: Plan, console: Console) -> Reporter:
     """Return the run's reporter, which goes on where the run stood."""
     config = plan.config
-    first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
-    events = EventWriter(folder=plan.folder.place(), flush_s=_FLUSH_S, first_frames=first_frames)
-    events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
     return Reporter(
+        config=config,
         spec=plan.spec,
-        total_frames=config.total_frames,
-        total_episodes=config.total_episodes,
-        num_shards=config.replay.shards,
-        capacity=config.replay.capacity,
-        min_size=config.replay.min_size,
-        samples_before=plan.samples_before,
-        learner_steps_before=plan.learner_steps_before,
-        agent_steps_before=plan.agent_steps_before,
-        episodes_before=plan.episodes_before,
-        returns_before=plan.returns_before,
+        before=Before(
+            agent_steps=plan.agent_steps_before,
+            episodes=plan.episodes_before,
+            learner_steps=plan.learner_steps_before,
+            samples=plan.samples_before,
+            returns=plan.returns_before,
+        ),
         console=console,
-        events=events,
+        sinks=Sinks(open_sinks(plan), console.note),
         clock=time.monotonic,
     )
+
+
+def open_sinks(plan: Plan) -> list[Sink]:
+    """Open everything that the run's scalars go to; OSError where that cannot be."""
+    config, folder = plan.config, plan.folder.place()
+    first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
+    # Events last: what is refused here has begun no event file.
+    sinks: list[Sink] = []
+    if config.log.jsonl:
+        sinks.append(JsonLines(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames))
+    events = EventWriter(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
+    events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
+    sinks.append(events)
+    return sinks
 
 
 def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import new_plan
-from test_reporter import PONG, evaluation
+from reporting import PONG, evaluation
 
 from common.config import Config
 from common.types import Weights, WeightsVersion

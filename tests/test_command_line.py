@@ -315,7 +315,7 @@ def test_problems_of_preset_file_and_flags_are_named_all_at_once(
             f"--preset natur: must be one of {', '.join(PRESETS)} (did you mean nature?)",
             f"{path}: unknown key `sed`: must be one of preset, total_frames, total_episodes, "
             "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
-            "evaluator, checkpoint, health",
+            "evaluator, checkpoint, health, log",
             f"{path}: `learner.batch_size` is 'x': must be a whole number",
             f"{path}: `actor.envs` is 0: must be >= 1",
             f"{path}: `learner.threads` is -1: must be >= 0",

@@ -414,7 +414,7 @@ def test_yaml_values_become_what_the_field_asks_for(
             "lerner: {}",
             "unknown key `lerner`: must be one of preset, total_frames, total_episodes, "
             "stop_at_return, stop_at_return_of, seed, env, agent, actor, replay, learner, "
-            "evaluator, checkpoint, health",
+            "evaluator, checkpoint, health, log",
         ),
         (
             "checkpoint: {kep: 3}",

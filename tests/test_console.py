@@ -25,6 +25,7 @@ from driver.view.console import (
     status_line,
 )
 
+ROOT = Path(__file__).parents[1]
 NAN = math.nan
 STATUS = RunStatus(
     frames=12_400_000,
@@ -366,9 +367,8 @@ def test_errors_sent_to_a_file_stay_there(
 SCRIPT = """
 import sys, time
 from pathlib import Path
-sys.path.insert(0, "tests")
-from driver.view.console import Console
-from test_console import STATUS
+from driver.view.console import Console, RunStatus
+STATUS = RunStatus(*[1] * 14, "acting", 1)
 with Console(stream=sys.stdout, log_file=Path(sys.argv[1]), clock=time.monotonic) as console:
     console.note("naïve")
     sys.stdin.readline()
@@ -382,7 +382,7 @@ def test_run_goes_on_with_the_log_alone_when_nobody_reads_its_output(tmp_path: P
     log = tmp_path / "log.txt"
     with subprocess.Popen(
         [sys.executable, "-c", SCRIPT, str(log)],
-        cwd=Path(console_module.__file__).parent.parent,
+        cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

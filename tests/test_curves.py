@@ -48,7 +48,7 @@ def make_run(folder: Path, *, values: int = 30, config: Config | None = None) ->
     with EventWriter(folder=made(folder), flush_s=10.0, first_frames=0) as writer:
         for i in range(values):
             writer.scalars({tag: float(rng.normal()) for tag in KINDS}, 100 * (i + 1))
-            writer.scalar("replay/bytes", 1.0, 100 * (i + 1))
+            writer.scalars({"replay/bytes": 1.0}, 100 * (i + 1))
     return folder
 
 
@@ -63,7 +63,7 @@ def test_curve_holds_frames_seconds_values_and_their_moving_average(
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for i in range(250):
             now_s[0] += 2.0
-            writer.scalar(tags.TRAIN_EPISODE_RETURN, float(i), 10 * i)
+            writer.scalars({tags.TRAIN_EPISODE_RETURN: float(i)}, 10 * i)
     (run,) = load_curves([tmp_path / "run"])
     curve = run.curves[tags.TRAIN_EPISODE_RETURN]
     assert curve.frames.tolist() == [10 * i for i in range(250)]
@@ -76,9 +76,9 @@ def test_curve_holds_frames_seconds_values_and_their_moving_average(
 def test_curves_know_how_many_training_games_had_ended(tmp_path: Path) -> None:
     with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
         for frames, value in ((10, 1.0), (20, math.inf), (30, 3.0), (40, 4.0)):
-            writer.scalar(tags.TRAIN_EPISODE_RETURN, value, frames)
+            writer.scalars({tags.TRAIN_EPISODE_RETURN: value}, frames)
         for frames in (9, 10, 29, 30, 500):
-            writer.scalar(tags.LEARNER_TD_LOSS, 1.0, frames)
+            writer.scalars({tags.LEARNER_TD_LOSS: 1.0}, frames)
     (run,) = load_curves([tmp_path])
     games = {tag: curve.games for tag, curve in run.curves.items()}
     assert run.has_games
@@ -93,7 +93,7 @@ def test_curves_know_how_many_training_games_had_ended(tmp_path: Path) -> None:
 
 def test_run_without_training_games_has_had_none(tmp_path: Path) -> None:
     with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
-        writer.scalar(tags.EVAL_EPISODE_RETURN, 1.0, 100)
+        writer.scalars({tags.EVAL_EPISODE_RETURN: 1.0}, 100)
     (run,) = load_curves([tmp_path])
     np.testing.assert_equal(run.curves[tags.EVAL_EPISODE_RETURN].games, np.zeros(1))
 
@@ -101,7 +101,7 @@ def test_run_without_training_games_has_had_none(tmp_path: Path) -> None:
 def test_infinite_values_are_left_out(tmp_path: Path) -> None:
     with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
         for frames, value in enumerate((1.0, math.inf, 3.0)):
-            writer.scalar(tags.LEARNER_TD_LOSS, value, frames)
+            writer.scalars({tags.LEARNER_TD_LOSS: value}, frames)
     (run,) = load_curves([tmp_path])
     assert run.curves[tags.LEARNER_TD_LOSS].frames.tolist() == [0, 2]
 
@@ -154,7 +154,7 @@ def test_folder_without_events_is_named(tmp_path: Path) -> None:
 
 def test_run_without_values_is_named(tmp_path: Path) -> None:
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
-        writer.scalar(tags.LEARNER_TD_LOSS, math.inf, 1)
+        writer.scalars({tags.LEARNER_TD_LOSS: math.inf}, 1)
     with pytest.raises(ValueError, match="run: this run has no values to plot yet"):
         load_curves([tmp_path / "run"])
 
@@ -287,7 +287,7 @@ def test_file_of_every_game_is_averaged_anew(tmp_path: Path) -> None:
 def test_file_that_lacks_a_game_is_not_averaged_anew(tmp_path: Path) -> None:
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for frames, value in ((10, 1.0), (20, math.inf), (30, 3.0)):
-            writer.scalar(tags.TRAIN_EPISODE_RETURN, value, frames)
+            writer.scalars({tags.TRAIN_EPISODE_RETURN: value}, frames)
     save_curves(load_curves([tmp_path / "run"])[0], tmp_path / "run.json")
     with pytest.raises(ValueError, match="the file does not hold every game of the run"):
         load_curves([tmp_path / "run.json"], 20)

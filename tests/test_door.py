@@ -167,7 +167,10 @@ def test_another_module_than_the_one_that_was_named_is_not_imported(
 
 @pytest.mark.parametrize(
     "name",
-    ["log.txt", "run.json", ".lock", "checkpoints/best.pt", "videos", "events.out.tfevents.1"],
+    [
+        *("log.txt", "run.json", ".lock", "checkpoints/best.pt", "videos", "events.out.tfevents.1"),
+        "scalars.jsonl",
+    ],
 )
 @pytest.mark.parametrize("kind", ["symbolic", "hard"])
 def test_run_with_a_link_in_it_is_refused_by_name_and_the_target_is_untouched(
@@ -213,6 +216,27 @@ def test_link_that_appears_during_a_run_is_not_followed(
     assert main([*NEW, "--total-frames", "1100", "--run-dir", str(run)]) == 0
     assert target.read_text() == "precious"
     assert json.loads((run / "result.json").read_text())["end_reason"] == "done"
+
+
+def test_link_in_the_place_of_the_scalars_ends_a_start_and_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, target = tmp_path / "run", tmp_path / "target"
+    target.write_text("precious")
+    begin = RunFolder.begin
+
+    def begin_and_link(self: Any, *arguments: Any) -> None:
+        begin(self, *arguments)
+        (run / "scalars.jsonl").symlink_to(target)
+
+    monkeypatch.setattr(RunFolder, "begin", begin_and_link)
+    with pytest.raises(SystemExit) as end:
+        main([*NEW, "--log.jsonl", "--run-dir", str(run)])
+    assert (end.value.code, capsys.readouterr().err.count("\n")) == (2, 1)
+    assert target.read_text() == "precious"
+    monkeypatch.undo()  # and the folder can be used again
+    assert main([*NEW, "--total-frames", "1100", "--log.jsonl", "--run-dir", str(run)]) == 0
+    assert (run / "scalars.jsonl").is_file() and target.read_text() == "precious"
 
 
 def test_file_is_replaced_whole_where_a_link_has_its_name(tmp_path: Path) -> None:

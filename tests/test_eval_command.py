@@ -261,7 +261,7 @@ def test_process_that_is_given_a_truncated_checkpoint_ends_with_2_and_no_traceba
 def write_events(run: Path, values: int) -> Path:
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for i in range(values):
-            writer.scalar(tags.TRAIN_EPISODE_RETURN, float(i), 100 * i)
+            writer.scalars({tags.TRAIN_EPISODE_RETURN: float(i)}, 100 * i)
     return run
 
 

@@ -25,7 +25,7 @@ def write_run(folder: Path, config: Config, scores: list[float]) -> None:
     with EventWriter(folder=made(folder), flush_s=10.0, first_frames=0) as writer:
         writer.summary(hparams_summary(config, folder.name), 0)
         for i, score in enumerate(scores):
-            writer.scalar("eval/episode_return", score, 1000 * i)
+            writer.scalars({"eval/episode_return": score}, 1000 * i)
 
 
 def backend(logdir: Path) -> Context:
@@ -114,6 +114,6 @@ def test_a_resumed_run_is_still_one_row(tmp_path: Path) -> None:
     write_run(tmp_path / "run", Config(), [1.0])
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=5000) as writer:
         writer.summary(hparams_summary(Config(), "run"), 5000)
-        writer.scalar("eval/episode_return", 7.0, 6000)
+        writer.scalars({"eval/episode_return": 7.0}, 6000)
     (group,) = session_groups(backend(tmp_path), ["seed"])
     assert [m.value for m in group.metric_values if m.name.tag == "eval/episode_return"] == [7.0]

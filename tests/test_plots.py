@@ -107,7 +107,7 @@ def test_subject_nobody_has_values_of_is_left_out(
 ) -> None:
     run = tmp_path / "run"
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
-        writer.scalar(tags.TRAIN_EPISODE_RETURN, -21.0, 0)
+        writer.scalars({tags.TRAIN_EPISODE_RETURN: -21.0}, 0)
     assert [path.stem for path in draw([run], tmp_path)] == ["return", "overview"]
     texts = [text.get_text() for ax in figures["overview"].axes for text in ax.texts]
     assert texts == ["no values yet"] * 7
@@ -158,7 +158,7 @@ def test_human_score_far_from_the_curve_is_told_and_does_not_flatten_it(
     run = tmp_path / "run"
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for step, score in enumerate(scores):
-            writer.scalar(tags.EVAL_EPISODE_RETURN, score, step)
+            writer.scalars({tags.EVAL_EPISODE_RETURN: score}, step)
     (run / "run.json").write_text(json.dumps({"game": game}))
     draw([run], tmp_path)
     (axes,) = figures["evaluation"].axes
@@ -173,7 +173,7 @@ def test_infinite_values_are_left_out_and_spikes_do_not_flatten_the_rest(
 ) -> None:
     run = _make_run(tmp_path / "run", values=300)
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=3_100_000) as writer:
-        writer.scalar(tags.LEARNER_TD_LOSS, 1e6, 3_100_000)
+        writer.scalars({tags.LEARNER_TD_LOSS: 1e6}, 3_100_000)
     draw([run], tmp_path)
     axes = figures["loss"].axes[0]
     raw, _ = _heights(axes)
@@ -207,7 +207,7 @@ def test_every_panel_of_a_figure_spans_the_same_frames(
 ) -> None:
     run = _make_run(tmp_path / "run")
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=400_000) as writer:
-        writer.scalar(tags.ENV_FRAMES_PER_S, 1.0, 1_000_000)
+        writer.scalars({tags.ENV_FRAMES_PER_S: 1.0}, 1_000_000)
     draw([run], tmp_path)
     limits = {axes.get_xlim() for name in ALL for axes in figures[name].axes}
     assert limits == {(0.0, 1_020_000.0)}
@@ -282,7 +282,7 @@ def test_curves_can_be_drawn_by_the_minutes_the_run_had_run(
     with EventWriter(folder=made(tmp_path / "run"), flush_s=10.0, first_frames=0) as writer:
         for minute in range(1, 4):
             now_s[0] += 60.0
-            writer.scalar(tags.EVAL_EPISODE_RETURN, float(minute), 1_000 * minute)
+            writer.scalars({tags.EVAL_EPISODE_RETURN: float(minute)}, 1_000 * minute)
     written = draw([tmp_path / "run"], tmp_path / "plots", "minutes")
     assert [path.name for path in written] == [
         "evaluation_by_minutes.png",
@@ -303,9 +303,9 @@ def test_curves_can_be_drawn_by_the_training_games_that_had_ended(
     run = tmp_path / "run"
     with EventWriter(folder=made(run), flush_s=10.0, first_frames=0) as writer:
         for frames in (100, 110, 500, 900):
-            writer.scalar(tags.TRAIN_EPISODE_RETURN, float(frames), frames)
+            writer.scalars({tags.TRAIN_EPISODE_RETURN: float(frames)}, frames)
         for frames in (50, 400, 900):
-            writer.scalar(tags.EVAL_EPISODE_RETURN, float(frames), frames)
+            writer.scalars({tags.EVAL_EPISODE_RETURN: float(frames)}, frames)
     save_curves(load_curves([run])[0], tmp_path / "run.json")
     for source in (run, tmp_path / "run.json"):
         assert [path.name for path in draw([source], tmp_path / "plots", "games")] == [

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from design_tags import DESIGN_TAGS
-from fakes import made
-
-from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport, SaveStatus
-from common.types import (
-    EnvironmentSpec,
-    EpisodeRecord,
-    ObservationSpec,
-    PhaseSeconds,
-    WeightsVersion,
+from reporting import (
+    NOTHING_BEFORE,
+    PONG,
+    Stage,
+    evaluation,
+    game,
+    learner_report,
+    phases,
+    shard_report,
 )
-from driver.view.console import Console, RunStatus
-from driver.view.events import EventWriter, Series, read_scalars
-from driver.view.reporter import Progress, Reporter
 
-PONG = EnvironmentSpec(
-    name="pong",
-    observation=ObservationSpec((84, 84), "uint8", 4),
-    num_actions=6,
-    action_repeat_frames=4,
-    protocol="",
-)
-NUM_SHARDS = 3
-RESTARTS = {"actor": 3, "replay": 0, "learner": 1}
+from common.reports import SaveStatus
+from driver.view.console import RunStatus
+from driver.view.events import read_scalars
+from driver.view.reporter import Progress
 
 # The same with phases that stand for each role's.
 TAGS = DESIGN_TAGS | {
@@ -54,133 +44,6 @@ BEYOND_DESIGN = {
     "replay/lost_transitions",
     "learner/dropped_priority_updates",
 }
-
-
-def game(episode_return: float, position: float = 0.0, agent_steps: int = 100) -> EpisodeRecord:
-    return EpisodeRecord(episode_return, agent_steps, epsilon=0.1, ladder_position=position)
-
-
-def phases(**seconds: float) -> PhaseSeconds:
-    return PhaseSeconds(tuple(seconds.items()))
-
-
-def shard_report(**changes: Any) -> ReplayReport:
-    report = ReplayReport(
-        incarnation=0,
-        transitions=0,
-        bytes=0,
-        inserts=0,
-        accepted=0,
-        samples=0,
-        evicted=0,
-        stale_priority_updates=0,
-        duplicate_segments=0,
-        refused_pushes=0,
-        refused_segments=0,
-        ended_episodes=0,
-        policy_lag_learner_steps=math.nan,
-        actors=(),
-        episodes=(),
-        actor_phases=phases(),
-        phases=phases(),
-        save=NEVER_SAVED,
-    )
-    accepted = changes.get("inserts", 0)
-    return report._replace(**({"accepted": accepted} | changes))
-
-
-def learner_report(**changes: Any) -> LearnerReport:
-    report = LearnerReport(
-        version=WeightsVersion(0, 0),
-        learner_step=0,
-        samples=0,
-        agent_steps=0,
-        td_loss=math.nan,
-        q_mean=math.nan,
-        grad_norm=math.nan,
-        phases=phases(),
-        dropped_priority_updates=0,
-        save=NEVER_SAVED,
-    )
-    return report._replace(**changes)
-
-
-def evaluation(*returns: float, agent_steps: int = 0) -> EvaluationResult:
-    return EvaluationResult(
-        version=WeightsVersion(0, 50),
-        agent_steps=agent_steps,
-        returns=np.array(returns),
-        lengths_agent_steps=np.full(len(returns), 10),
-        epsilon=0.001,
-        seconds=12.0,
-    )
-
-
-class Stage:
-    """A reporter on a clock that moves by hand, its console recorded, its events in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.now_s = 1_000.0
-        self.output = io.StringIO()
-        self.statuses: list[RunStatus] = []
-        self.ended = [0] * NUM_SHARDS
-        self.console = Console(stream=self.output, log_file=None, clock=lambda: self.now_s)
-        show = self.console.update
-
-        def update(status: RunStatus) -> None:
-            self.statuses.append(status)
-            show(status)
-
-        self.console.update = update  # type: ignore[method-assign]
-
-    def start(self, **changes: Any) -> Reporter:
-        before = changes.get("agent_steps_before", 0) * 4
-        events = EventWriter(folder=made(self.folder), flush_s=10.0, first_frames=before)
-        settings: dict[str, Any] = {
-            "spec": PONG,
-            "total_frames": 40_000,
-            "total_episodes": None,
-            "num_shards": NUM_SHARDS,
-            "capacity": 1_000,
-            "min_size": 0,
-            "samples_before": 0,
-            "learner_steps_before": 0,
-            "agent_steps_before": 0,
-            "episodes_before": 0,
-            "returns_before": (),
-            "console": self.console,
-            "events": events,
-            "clock": lambda: self.now_s,
-        }
-        self.reporter = Reporter(**(settings | changes))
-        return self.reporter
-
-    def update(
-        self,
-        *shards: ReplayReport,
-        after_s: float,
-        learner: LearnerReport | None = None,
-        restarts: dict[str, int] | None = None,
-    ) -> RunStatus:
-        self.now_s += after_s
-        report = learner_report() if learner is None else learner
-        for index, shard in enumerate(shards):
-            self.ended[index] += len(shard.episodes)
-        reports = {
-            index: shard._replace(ended_episodes=self.ended[index])
-            for index, shard in enumerate(shards)
-        }
-        self.reporter.update(reports, report, RESTARTS if restarts is None else restarts)
-        return self.statuses[-1]
-
-    def scalars(self) -> dict[str, Series]:
-        self.reporter.close()
-        return read_scalars(self.folder)
-
-    def pairs(self, tag: str) -> list[tuple[float, float]]:
-        series = self.scalars()[tag]
-        return list(zip(series.frames.tolist(), series.values.tolist(), strict=True))
 
 
 @pytest.fixture
@@ -417,7 +280,7 @@ def test_games_of_one_report_stand_at_equal_distances_up_to_its_frames(stage: St
 
 
 def test_time_left_is_that_to_the_last_game_where_games_end_the_run_first(stage: Stage) -> None:
-    stage.start(total_episodes=50, episodes_before=10)
+    stage.start(total_episodes=50, before=NOTHING_BEFORE._replace(episodes=10))
     stage.update(shard_report(), after_s=0.0)
     status = stage.update(shard_report(inserts=100), after_s=10.0)
     assert status.eta_s == 39_600 / 40  # no game has ended: by frames
@@ -467,7 +330,8 @@ def test_train_return_is_the_mean_of_the_last_hundred_games(stage: Stage) -> Non
 
 def test_resumed_run_goes_on_where_it_stood(tmp_path: Path) -> None:
     stage = Stage(tmp_path)
-    stage.start(agent_steps_before=1_000, samples_before=8_000, learner_steps_before=300)
+    before = NOTHING_BEFORE._replace(agent_steps=1_000, samples=8_000, learner_steps=300)
+    stage.start(before=before)
     assert stage.reporter.progress.frames == 4_000
     assert stage.reporter.progress.learner_steps == 300
     stage.update(

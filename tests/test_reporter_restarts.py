@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_reporter import Stage, game, learner_report, phases, shard_report
+from reporting import NOTHING_BEFORE, Stage, game, learner_report, phases, shard_report
 
 from common.reports import LearnerReport, ReplayReport
 from driver.view.console import RunStatus
@@ -112,7 +112,7 @@ def test_learner_that_went_back_to_a_checkpoint_keeps_samples_per_insert_right(
 def test_samples_per_insert_does_not_count_what_was_restored(tmp_path: Path) -> None:
     """Replay came back with more than the minimum: each new transition counts."""
     stage = Stage(tmp_path)
-    stage.start(min_size=100, samples_before=5_000, agent_steps_before=900)
+    stage.start(min_size=100, before=NOTHING_BEFORE._replace(samples=5_000, agent_steps=900))
     shards = {0: shard_report(incarnation=1, inserts=500, accepted=0)}
     status = book(stage, shards, learner_report(samples=5_000))
     assert math.isnan(status.samples_per_insert)

@@ -104,7 +104,7 @@ class Played:
                 for tag, least, most in (("each", 1, 1), ("games", 0, 4), ("rare", -8, 1)):
                     for _ in range(rng.randint(least, most)):
                         value = float(rng.randrange(1_000))
-                        writer.scalar(tag, value, frames)
+                        writer.scalars({tag: value}, frames)
                         curve = self.expected.setdefault(tag, [])
                         last = curve[-1][0] if curve else -1
                         curve.append((max(frames, last + 1, first), value))
@@ -155,7 +155,7 @@ def test_last_report_of_a_run_that_ended_well_stands_beside_the_first_of_the_nex
     for first, frames in ((0, (10, 20, 100)), (100, (100, 120, 200)), (200, (200, 210))):
         with EventWriter(folder=tmp_path, flush_s=10, first_frames=first) as writer:
             for at in frames:
-                writer.scalar("a", float(first + at), at)
+                writer.scalars({"a": float(first + at)}, at)
     steps = [10, 20, 100, 101, 120, 200, 201, 210]
     values = [10.0, 20.0, 100.0, 200.0, 220.0, 300.0, 400.0, 410.0]
     expected = {"a": list(zip(steps, values, strict=True))}
@@ -169,7 +169,7 @@ def test_crashed_run_that_goes_on_overlaps_in_no_reader(tmp_path: Path) -> None:
     for first, frames in ((0, range(10, 200, 10)), (100, range(101, 160, 7))):
         with EventWriter(folder=tmp_path, flush_s=10, first_frames=first) as writer:
             for at in frames:
-                writer.scalar("a", float(at), at)
+                writer.scalars({"a": float(at)}, at)
     steps = [*range(10, 101, 10), *range(101, 160, 7)]
     expected = {"a": [(step, float(step)) for step in steps]}
     assert of_troop(tmp_path) == expected
@@ -180,7 +180,7 @@ def test_crashed_run_that_goes_on_overlaps_in_no_reader(tmp_path: Path) -> None:
 def write_rows(writer: EventWriter, numbers: range) -> Curves:
     """Write a point for each number; return all up to the last."""
     for number in numbers:
-        writer.scalar("a", float(number), number)
+        writer.scalars({"a": float(number)}, number)
     return {"a": [(number, float(number)) for number in range(numbers.stop)]}
 
 
@@ -214,7 +214,7 @@ def test_values_lost_to_a_disk_that_stays_full_are_counted(tmp_path: Path) -> No
     writer.flush()
     with files_no_longer_than(writer.path.stat().st_size):
         writer.scalars({"a": 1.0, "b": 2.0}, 5)
-        writer.scalar("c", 3.0, 6)
+        writer.scalars({"c": 3.0}, 6)
         writer.close()
     assert writer.lost_records == 2
     assert writer.trouble.endswith("cannot be written: File too large")
@@ -224,7 +224,7 @@ def test_values_lost_to_a_disk_that_stays_full_are_counted(tmp_path: Path) -> No
 def test_folder_removed_under_a_run_is_not_made_again(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with EventWriter(folder=made(folder), flush_s=10, first_frames=50) as writer:
-        writer.scalar("a", 1.0, 60)
+        writer.scalars({"a": 1.0}, 60)
         shutil.rmtree(folder)
         writer.flush()
         assert writer.trouble == f"{writer.path}: cannot be written: No such file or directory"
@@ -233,10 +233,10 @@ def test_folder_removed_under_a_run_is_not_made_again(tmp_path: Path) -> None:
 
 def test_file_removed_under_a_resumed_run_is_followed_by_another(tmp_path: Path) -> None:
     with EventWriter(folder=tmp_path, flush_s=10, first_frames=50) as writer:
-        writer.scalar("a", 1.0, 60)
+        writer.scalars({"a": 1.0}, 60)
         writer.flush()
         writer.path.unlink()
-        writer.scalar("a", 2.0, 70)
+        writer.scalars({"a": 2.0}, 70)
         writer.flush()
         assert writer.trouble == ""
     assert of_troop(tmp_path) == of_slow_reader(tmp_path) == {"a": [(70, 2.0)]}
@@ -246,10 +246,10 @@ def test_file_removed_under_a_resumed_run_leaves_what_its_checkpoint_covers(tmp_
     with EventWriter(folder=tmp_path, flush_s=10, first_frames=0) as writer:
         write_rows(writer, range(100))
     with EventWriter(folder=tmp_path, flush_s=10, first_frames=50) as writer:
-        writer.scalar("a", -1.0, 60)
+        writer.scalars({"a": -1.0}, 60)
         writer.flush()
         writer.path.unlink()
-        writer.scalar("a", -2.0, 70)
+        writer.scalars({"a": -2.0}, 70)
     expected = {"a": [*((number, float(number)) for number in range(51)), (70, -2.0)]}
     assert of_troop(tmp_path) == of_slow_reader(tmp_path) == expected
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from fakes import NO_PHASES, FakeClock, make_segment, new_plan
-from test_reporter import evaluation
+from reporting import evaluation
 
 from common.config import Config
 from common.endings import RunEnded

@@ -29,7 +29,7 @@ from driver.view.events import (
 def _write(folder: Path, rows: list[tuple[str, float, int]], *, first_frames: int = 0) -> Path:
     with EventWriter(folder=made(folder), flush_s=10.0, first_frames=first_frames) as writer:
         for tag, value, frames in rows:
-            writer.scalar(tag, value, frames)
+            writer.scalars({tag: value}, frames)
     return writer.path
 
 
@@ -82,7 +82,7 @@ def test_values_at_one_frame_count_each_keep_a_frame_of_their_own(tmp_path: Path
 def test_a_value_is_in_the_file_without_closing_once_the_flush_time_is_over(tmp_path: Path) -> None:
     writer = EventWriter(folder=tmp_path, flush_s=0.02, first_frames=0)
     try:
-        writer.scalar("a", 1.0, 1)
+        writer.scalars({"a": 1.0}, 1)
         deadline = time.monotonic() + 10
         while "a" not in read_scalars(tmp_path) and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -93,7 +93,7 @@ def test_a_value_is_in_the_file_without_closing_once_the_flush_time_is_over(tmp_
 
 def test_flush_puts_values_into_the_file_at_once(tmp_path: Path) -> None:
     with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
-        writer.scalar("a", 1.0, 1)
+        writer.scalars({"a": 1.0}, 1)
         assert "a" not in read_scalars(tmp_path)
         writer.flush()
         assert "a" in read_scalars(tmp_path)
@@ -132,7 +132,7 @@ def test_every_start_of_a_run_is_a_session_from_its_first_event_to_its_last(
         now_s[0] = start_s
         with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=first_frames) as writer:
             now_s[0] = end_s
-            writer.scalar("a", 1.0, first_frames + 5)
+            writer.scalars({"a": 1.0}, first_frames + 5)
     scalars, sessions = read_events(tmp_path)
     assert sessions == [Session(100.0, 160.0), Session(1_000.0, 1_030.0)]
     # The 840 s in which nothing ran do not count.
@@ -213,8 +213,8 @@ def test_writing_after_close_is_refused_and_closing_twice_is_not(tmp_path: Path)
     writer = EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0)
     writer.close()
     writer.close()
-    with pytest.raises(ValueError, match="Expect an open event file, actually closed"):
-        writer.scalar("a", 1.0, 1)
+    with pytest.raises(ValueError, match="Expect an open file, actually closed"):
+        writer.scalars({"a": 1.0}, 1)
 
 
 def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:
         "from driver.view.events import EventWriter, read_scalars\n"
         f"folder = Path({str(made(tmp_path / 'run'))!r})\n"
         "with EventWriter(folder=folder, flush_s=1.0, first_frames=0) as writer:\n"
-        "    writer.scalar('a', 1.0, 1)\n"
+        "    writer.scalars({'a': 1.0}, 1)\n"
         "assert list(read_scalars(folder)) == ['a']\n"
         "assert not {'torch', 'tensorflow'} & set(sys.modules)\n"
     )

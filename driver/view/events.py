@@ -12,11 +12,9 @@ import math
 import os
 import socket
 import struct
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +24,8 @@ from tensorboard.compat.proto import event_pb2, summary_pb2
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from common.files import UnreadableFile, open_regular
+from common.files import UnreadableFile, open_new_fd, open_regular
 from driver.view.record_file import RecordFile
-
-# What a user of TensorBoard is promised to wait at most.
-MAX_FLUSH_S = 10.0
-# Of records that wait for a disk that takes none; a row of scalars has about 1 kB.
-_MAX_WAITING_BYTES = 16 * 2**20
 
 _FILE_PREFIX = "events.out.tfevents."
 # Seconds since the epoch, until the year 5138; anything longer was not given by a clock.
@@ -80,11 +73,11 @@ class RunEvents(NamedTuple):
     sessions: list[Session]
 
 
-class EventWriter:
+class EventWriter(RecordFile):
     """Writes one event file into a run's folder; a resumed run adds a file of its own.
 
         with EventWriter(folder=run_dir, flush_s=5.0, first_frames=0) as writer:
-            writer.scalar(ENV_FRAMES_PER_S, 1234.5, frames)
+            writer.scalars({ENV_FRAMES_PER_S: 1234.5}, frames)
 
     TensorBoard's default reader keeps ONE value per tag and frame count: a second one silently
     replaces the first, and several games may well end between two looks at the frame counter. So a
@@ -99,18 +92,14 @@ class EventWriter:
     every file has one. The fast one ignores it, but drops what a tag's older values overlap with
     its newer ones.
 
-    No trouble with the disk reaches a caller once the writer is made: values wait in memory, up to
-    16 MiB of them, until the disk takes them again, and `trouble` says why. A file that was removed
-    is followed by a new one.
-
-    Any number of threads may call it. A thread of its own flushes the file.
+    One thread at a time writes values.
     """
 
     def __init__(self, *, folder: os.PathLike[str], flush_s: float, first_frames: int) -> None:
         """Create the file.
 
         Args:
-          folder: where the event files of the run lie; asked each time, as it may be moved.
+          folder: where the event files of the run lie.
           flush_s: a value is in the file after at most so many seconds.
           first_frames: 0 for a new run; the checkpoint's frame count when resuming, and then this
             writer's values begin one frame later.
@@ -118,86 +107,45 @@ class EventWriter:
         Raises:
           OSError: the file cannot be made.
         """
-        if not 0 < flush_s <= MAX_FLUSH_S:
-            raise ValueError(f"Expect 0 < `flush_s` <= {MAX_FLUSH_S:g}, actually: {flush_s}")
         if first_frames < 0:
             raise ValueError(f"Expect `first_frames` >= 0, actually: {first_frames}")
-        self._folder = folder
-        self._lock = threading.Lock()
         # Older files hold what came AT the checkpoint's frame; what is beyond it was played again.
         self._first_frames = first_frames + 1 if first_frames else 0
         self._last_frames: dict[str, int] = {}
-        self._closing = threading.Event()
-        self._file = RecordFile(
-            folder=folder,
-            new_name=self._new_name,
-            head=self._head,
-            max_waiting_bytes=_MAX_WAITING_BYTES,
-        )
-        self._flusher = threading.Thread(
-            target=self._keep_flushing, args=(flush_s,), name="event-flusher", daemon=True
-        )
-        self._flusher.start()
-
-    @property
-    def path(self) -> Path:
-        """The event file; the newest, where a first one was removed."""
-        return self._file.path
-
-    @property
-    def trouble(self) -> str:
-        """One line about what keeps values from the file since the latest flush; "" if nothing."""
-        return self._file.trouble
-
-    @property
-    def lost_records(self) -> int:
-        """How many records will never be in a file: too many waited, or still did at the end."""
-        return self._file.lost_records
-
-    def scalar(self, tag: str, value: float, frames: int) -> None:
-        """Write one value; NaN, which means "nothing to tell", is skipped."""
-        self.scalars({tag: value}, frames)
+        super().__init__(folder=folder, flush_s=flush_s)
 
     def scalars(self, values: Mapping[str, float], frames: int) -> None:
         """Write several tags' values at one frame count; NaNs are skipped."""
-        with self._lock:
-            at: dict[int, list[Any]] = {}
-            for tag, value in values.items():
-                if not math.isnan(value):
-                    message = summary_pb2.Summary.Value(tag=tag, simple_value=value)
-                    at.setdefault(self._free_frame(tag, frames), []).append(message)
-            for step, messages in at.items():
-                self._write_summary(messages, step)
+        at: dict[int, list[Any]] = {}
+        for tag, value in values.items():
+            if not math.isnan(value):
+                message = summary_pb2.Summary.Value(tag=tag, simple_value=value)
+                at.setdefault(self._free_frame(tag, frames), []).append(message)
+        for step, messages in at.items():
+            self._write_summary(messages, step)
 
     def summary(self, summary: summary_pb2.Summary, frames: int) -> None:
         """Write a message that is made already, as plugins of TensorBoard want theirs."""
-        with self._lock:
-            self._write_summary(list(summary.value), max(frames, self._first_frames))
+        self._write_summary(list(summary.value), max(frames, self._first_frames))
 
-    def flush(self) -> None:
-        """Put everything written so far into the file, now, if the disk takes it."""
-        with self._lock:
-            self._file.flush()
+    def _open_file(self, folder: Path) -> tuple[str, int]:
+        """Make a file whose name sorts after all others: readers go by the order of the names."""
+        second = int(time.time())
+        for path in folder.glob(_FILE_PREFIX + "*"):
+            stamp = path.name.removeprefix(_FILE_PREFIX).split(".")[0]
+            # Also where the other file was written in this second, or by a clock that ran ahead.
+            if stamp.isdecimal() and len(stamp) <= _MOST_STAMP_DIGITS:
+                second = max(second, int(stamp) + 1)
+        name = f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
+        return name, open_new_fd(folder / name)
 
-    def close(self) -> None:
-        """Flush and close the file; what the disk refuses is lost. Closing twice is allowed."""
-        self._closing.set()
-        self._flusher.join()
-        with self._lock:
-            self._file.close()
-
-    def __enter__(self) -> EventWriter:
-        """Return the writer itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close the file."""
-        self.close()
+    def _head(self) -> bytes:
+        """Return what makes it an event file, and where its values begin."""
+        now_s = time.time()
+        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        return _record(event_pb2.Event(wall_time=now_s, file_version=_FILE_VERSION)) + _record(
+            event_pb2.Event(wall_time=now_s, step=self._first_frames, session_log=start)
+        )
 
     def _free_frame(self, tag: str, frames: int) -> int:
         least = self._last_frames.get(tag, self._first_frames - 1) + 1
@@ -206,43 +154,13 @@ class EventWriter:
 
     def _write_summary(self, messages: list[Any], step: int) -> None:
         summary = summary_pb2.Summary(value=messages)
-        self._write(event_pb2.Event(wall_time=time.time(), step=step, summary=summary))
-
-    def _write(self, event: Any) -> None:
-        if self._file.is_closed:
-            raise ValueError(f"Expect an open event file, actually closed: {self.path}")
-        self._file.append(_record(event))
-
-    def _new_name(self) -> str:
-        return _next_name(Path(self._folder))
-
-    def _head(self) -> bytes:
-        now_s = time.time()
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        return _record(event_pb2.Event(wall_time=now_s, file_version=_FILE_VERSION)) + _record(
-            event_pb2.Event(wall_time=now_s, step=self._first_frames, session_log=start)
-        )
-
-    def _keep_flushing(self, flush_s: float) -> None:
-        while not self._closing.wait(flush_s):
-            self.flush()
+        self.append(_record(event_pb2.Event(wall_time=time.time(), step=step, summary=summary)))
 
 
 def _record(event: Any) -> bytes:
     buffer = io.BytesIO()
     RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
-
-
-def _next_name(folder: Path) -> str:
-    """Return a new name that sorts after all others: readers go by the order of the names."""
-    second = int(time.time())
-    for path in folder.glob(_FILE_PREFIX + "*"):
-        stamp = path.name.removeprefix(_FILE_PREFIX).split(".")[0]
-        # Also where the other file was written in this second, or by a clock that ran ahead.
-        if stamp.isdecimal() and len(stamp) <= _MOST_STAMP_DIGITS:
-            second = max(second, int(stamp) + 1)
-    return f"{_FILE_PREFIX}{second:010d}.{socket.gethostname()}.{os.getpid()}"
 
 
 def event_files(folder: Path) -> list[Path]:

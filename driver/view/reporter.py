@@ -1,4 +1,4 @@
-"""Turns what the roles report into what people look at: TensorBoard, console, `result.json`."""
+"""Turns what the roles report into what people look at: rows of scalars, and the status."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common.config import Config
 from common.metrics import Rate, merge, shares
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.shard_totals import ShardTotals
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 from driver.view.console import Console, RunStatus
-from driver.view.events import EventWriter
 from driver.view.scores import human_normalized_score
+from driver.view.sinks import Sinks
 from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
@@ -75,54 +76,52 @@ class Progress(NamedTuple):
     last_eval_score: float
 
 
+class Before(NamedTuple):
+    """What a run has behind it when it starts, or starts again.
+
+    Fields:
+      agent_steps: accepted by replay.
+      episodes: training games that ended.
+      learner_steps: gradient updates done.
+      samples: transitions trained on.
+      returns: raw returns of the last training games.
+    """
+
+    agent_steps: int
+    episodes: int
+    learner_steps: int
+    samples: int
+    returns: Sequence[float]
+
+
 class Reporter:
     """Books reports and shows them. One thread only."""
 
     def __init__(
         self,
         *,
+        config: Config,
         spec: EnvironmentSpec,
-        total_frames: int,
-        total_episodes: int | None,
-        num_shards: int,
-        capacity: int,
-        min_size: int,
-        samples_before: int,
-        learner_steps_before: int,
-        agent_steps_before: int,
-        episodes_before: int,
-        returns_before: Sequence[float],
+        before: Before,
         console: Console,
-        events: EventWriter,
+        sinks: Sinks,
         clock: Callable[[], float],
     ) -> None:
         """Start to report.
 
         Args:
+          config: the run's settings.
           spec: the run's environment.
-          total_frames: where the run ends.
-          total_episodes: the games after which it ends if these come first; None: no such number.
-          num_shards: replay shards of the run.
-          capacity: transitions replay may hold.
-          min_size: transitions that are inserted before learning starts.
-          samples_before: transitions trained on before this start of the run.
-          learner_steps_before: gradient updates done before this start of the run.
-          agent_steps_before: agent steps accepted before this start of the run.
-          episodes_before: training games that ended before this start of the run.
-          returns_before: raw returns of the last of them.
+          before: what the run has behind it.
           console: where to show the status.
-          events: where to write scalars.
+          sinks: where to write scalars.
           clock: seconds, monotonic.
         """
+        self._config = config
         self._spec = spec
-        self._total_frames = total_frames
-        self._total_episodes = total_episodes
-        self._capacity = capacity
-        self._min_size = min_size
-        self._agent_steps_before = agent_steps_before
-        self._episodes_before = episodes_before
+        self._before = before
         self._console = console
-        self._events = events
+        self._sinks = sinks
         self._clock = clock
         self._started_s = self._scalars_s = clock()
         self._inserted, self._sampled, self._stepped = (
@@ -130,14 +129,14 @@ class Reporter:
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
         self._games_per_s = 0.0  # when the newest ended
-        self._learner_step = learner_steps_before
-        self._totals = ShardTotals(num_shards)
+        self._learner_step = before.learner_steps
+        self._totals = ShardTotals(config.replay.shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
         self._learner: LearnerReport | None = None  # the newest
         self._restarts: Mapping[str, int] = {}
-        self._samples = samples_before  # the newest learner's
+        self._samples = before.samples  # the newest learner's
         self._samples_since = 0  # by every learner since the start
-        self._returns: deque[float] = deque(returns_before, maxlen=RETURN_GAMES)
+        self._returns: deque[float] = deque(before.returns, maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
         self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
         self._lags: list[float] = []
@@ -146,8 +145,6 @@ class Reporter:
         self._eval_score = math.nan
         self._limit = "acting (filling replay)"
         self._is_unwritten = False
-        self._trouble = ""  # as last told
-        self._lost_records = 0
 
     @property
     def totals(self) -> ShardTotals:
@@ -157,22 +154,21 @@ class Reporter:
     @property
     def progress(self) -> Progress:
         """Where the run stands."""
-        agent_steps = self._agent_steps_before + self._totals.accepted
+        agent_steps = self._before.agent_steps + self._totals.accepted
         return Progress(
             frames=agent_steps * self._spec.action_repeat_frames,
             agent_steps=agent_steps,
-            episodes=self._episodes_before + self._totals.episodes,
+            episodes=self._before.episodes + self._totals.episodes,
             learner_steps=self._learner_step,
             last_train_return=_mean(self._returns),
             last_eval_score=self._eval_score,
         )
 
     def close(self) -> None:
-        """Write what came after the last scalars, and close the events."""
+        """Write what came after the last scalars, and close the sinks."""
         if self._is_unwritten:
             self._write_scalars()
-        self._events.close()
-        self._complain()
+        self._sinks.close()
 
     def update(
         self,
@@ -198,27 +194,27 @@ class Reporter:
             self._games_per_s = self._ended.per_second()
         if learner is not None:
             self._book_learner(learner)
-        self._complain()
+        self._sinks.complain()
         now_s = self._clock()
         if now_s - self._scalars_s >= _SCALARS_S:
             self._write_scalars()
         progress = self.progress
+        transitions = sum(shard.transitions for shard in self._shards.values())
         frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
-        score = self._eval_score
         self._console.update(
             RunStatus(
                 frames=progress.frames,
-                total_frames=self._total_frames,
+                total_frames=self._config.total_frames,
                 episodes=progress.episodes,
-                total_episodes=self._total_episodes,
+                total_episodes=self._config.total_episodes,
                 eta_s=self._eta_s(frames_per_s),
                 frames_per_s=frames_per_s,
                 learner_steps_per_s=self._stepped.per_second(),
                 train_return=progress.last_train_return,
-                eval_score=score,
-                human_normalized=_normalized(self._spec.name, score),
+                eval_score=progress.last_eval_score,
+                human_normalized=_normalized(self._spec.name, progress.last_eval_score),
                 samples_per_insert=self._ratio(),
-                replay_fill=sum(s.transitions for s in self._shards.values()) / self._capacity,
+                replay_fill=transitions / self._config.replay.capacity,
                 replay_bytes=sum(shard.bytes for shard in self._shards.values()),
                 policy_lag=self._lag,
                 limiting_stage=self._limit,
@@ -228,9 +224,9 @@ class Reporter:
 
     def _eta_s(self, frames_per_s: float) -> float:
         """Return the seconds until the run's frames or its games are played, NaN if none are."""
-        left_s = [_seconds_for(self._total_frames - self.progress.frames, frames_per_s)]
-        if self._total_episodes is not None:
-            left = self._total_episodes - self.progress.episodes
+        left_s = [_seconds_for(self._config.total_frames - self.progress.frames, frames_per_s)]
+        if self._config.total_episodes is not None:
+            left = self._config.total_episodes - self.progress.episodes
             left_s.append(_seconds_for(left, self._games_per_s))
         return min((seconds for seconds in left_s if math.isfinite(seconds)), default=math.nan)
 
@@ -240,7 +236,7 @@ class Reporter:
         self._eval_score = score
         normalized = _normalized(self._spec.name, score)
         scalars = {EVAL_EPISODE_RETURN: score, EVAL_HUMAN_NORMALIZED_SCORE: normalized}
-        self._events.scalars(scalars, result.agent_steps * self._spec.action_repeat_frames)
+        self._sinks.scalars(scalars, result.agent_steps * self._spec.action_repeat_frames)
         human = f", human-normalised {normalized:.2f}" if math.isfinite(normalized) else ""
         self._console.note(
             f"evaluation of learner step {result.version.learner_step}: mean {score:.1f} over "
@@ -248,18 +244,6 @@ class Reporter:
             f"{result.returns.max():.0f}{human}), epsilon {result.epsilon:g}, "
             f"{result.seconds:.0f} s"
         )
-
-    def _complain(self) -> None:
-        """Say once that events wait for the disk, and once that some were too many to wait."""
-        trouble, self._trouble = self._trouble, self._events.trouble
-        if self._trouble and not trouble:
-            self._console.note(
-                f"events could not be written: {self._trouble}; training goes on, they are kept in "
-                "memory until the disk takes them"
-            )
-        lost, self._lost_records = self._lost_records, self._events.lost_records
-        if self._lost_records and not lost:
-            self._console.note("events are lost: the disk has not taken any for too long")
 
     def _book_shard(self, index: int, shard: ReplayReport) -> None:
         since_frames = self.progress.frames
@@ -285,7 +269,7 @@ class Reporter:
         self._samples_since += max(0, learner.samples - self._samples)
         self._samples = learner.samples
         if self._learner is None or learner.save.path != self._learner.save.path:
-            self._events.flush()  # a run that is resumed from there finds its curves up to there
+            self._sinks.flush()  # a run that is resumed from there finds its curves up to there
         self._sampled.update_total(self._samples_since)
         self._stepped.update_total(learner.learner_step)
         self._learner_step = learner.learner_step
@@ -311,7 +295,7 @@ class Reporter:
             }
             if math.isfinite(game.ladder_position):
                 scalars[episode_return_quartile_tag(game.ladder_position)] = game.episode_return
-            self._events.scalars(scalars, frames)
+            self._sinks.scalars(scalars, frames)
 
     def _write_scalars(self) -> None:
         now_s = self._clock()
@@ -356,14 +340,14 @@ class Reporter:
             all_s = len(shards) * wall_s if role == "replay" else None
             for phase, share in shares(phases, all_s).items():
                 scalars[phase_share_tag(role, phase)] = share
-        self._events.scalars(scalars, self.progress.frames)
+        self._sinks.scalars(scalars, self.progress.frames)
         self._learned, self._lags = [], []
         self._phases = {role: [] for role in self._phases}
 
     def _ratio(self) -> float:
         """Samples per insert as the rate limiter counts them: since replay held its minimum."""
         restored = self._totals.inserts + self._totals.lost - self._totals.accepted
-        counted = self._totals.accepted - max(0, self._min_size - restored)
+        counted = self._totals.accepted - max(0, self._config.replay.min_size - restored)
         return self._samples_since / counted if counted > 0 else math.nan
 
 
