@@ -23,6 +23,29 @@ os.environ["RAY_allow_out_of_band_object_ref_serialization"] = "0"  # noqa: SIM1
 os.environ.pop("RAY_ADDRESS", None)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say which tests one of the two workers of a run has to take, and which come first.
+
+    Those that start Ray, one after the other: beside each other they would run late. Of the rest
+    all of a file, which often share a run. Ray's take longest, so they begin first.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        starts_ray = item.get_closest_marker("ray") is not None
+        item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.stem))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread_of_torch() -> None:
+    """Two threads that share a core with somebody else wait for each other most of the time."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """Start a Ray of two CPUs and a 300 MiB object store, once (5 s); shut it down at the end.
