@@ -23,7 +23,7 @@ from common.packing import check_segment, pack_segment, unpack_segment
 from common.types import Segment, SegmentName
 from replay.decoding import Decoder
 from replay.snapshot import SnapshotFolder
-from replay.state import ShardCounters, ShardState
+from replay.state import ShardHistory, ShardState
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = 5  # in each segment; two in a block
@@ -79,7 +79,7 @@ def golden_state(number: int) -> ShardState:
             "has_uint32": 1,
             "uinteger": 77,
         },
-        counters=ShardCounters(
+        counters=ShardHistory(
             samples=10**9 + number,
             stale_priority_updates=21,
             duplicate_segments=32,

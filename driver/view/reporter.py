@@ -10,8 +10,8 @@ from typing import NamedTuple
 import numpy as np
 
 from common.metrics import Rate, merge, shares
+from common.replay_totals import ReplayTotals
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.shard_totals import ShardTotals
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 from driver.view.console import Console, RunStatus
 from driver.view.events import EventWriter
@@ -134,7 +134,7 @@ class Reporter:
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
         self._games_per_s = 0.0  # when the newest ended
         self._learner_step = learner_steps_before
-        self._totals = ShardTotals(num_shards)
+        self._totals = ReplayTotals(num_shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
         self._learner: LearnerReport | None = None  # the newest
         self._restarts: Mapping[str, int] = {}
@@ -152,7 +152,7 @@ class Reporter:
         self._lost_records = 0
 
     @property
-    def totals(self) -> ShardTotals:
+    def totals(self) -> ReplayTotals:
         """What the shards took in since this start of the run."""
         return self._totals
 
