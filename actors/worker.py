@@ -17,7 +17,7 @@ from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.source import expect_source
 from common.types import EnvironmentSpec, Weights, WeightsVersion
-from replay.client import RayShard
+from replay.client import RayHandle
 from replay.writer import ReplayWriter
 
 # The weight store answers at once; one that is silent so long is gone.
@@ -107,7 +107,7 @@ class ActorProcess:
         self._spec = spec
         self._actor = actor
         self._incarnation = incarnation
-        self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
+        self._shards = [RayHandle(server, index) for index, server in enumerate(servers)]
         self._writer = ReplayWriter(
             shards=self._shards,
             window=config.actor.push_window,

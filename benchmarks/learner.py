@@ -24,7 +24,7 @@ from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
-from replay.client import RayShard
+from replay.client import RayHandle
 from replay.handles import ROWS_PER_CALL
 from replay.priority_updater import PriorityUpdater
 from replay.server import ReplayServer
@@ -67,7 +67,7 @@ def _one(
     server = ReplayServer.options(num_cpus=0).remote(
         config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
-    shard = RayShard(server, 0)
+    shard = RayHandle(server, 0)
     insert(shard, segments)
     device = resolve_device("auto")
     learner = make_learner(config, spec, device=device, serial=False)

@@ -19,12 +19,12 @@ from benchmarks.rows import Row, alternate, row
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
-from common.types import AddReply, EnvironmentSpec, PhaseSeconds, Push, RunCounts
+from common.types import AddReply, EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
 from driver import ray_session
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
-from replay.client import RayShard
-from replay.handles import ROWS_PER_CALL, LocalShard, Pending, ShardHandle
+from replay.client import RayHandle
+from replay.handles import ROWS_PER_CALL, LocalHandle, Pending, ShardHandle
 from replay.sampler import ReplaySampler
 from replay.server import ReplayServer
 from replay.shard import ReplayShard
@@ -61,8 +61,8 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     server = ReplayServer.options(num_cpus=0).remote(
         config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
-    shard = RayShard(server, 0)
-    ray.get(server.counts.remote(RunCounts(0, 0, None)))
+    shard = RayHandle(server, 0)
+    ray.get(server.counts.remote(LearnerCounts(0, 0, None)))
     process_id = ray.get(server.__ray_call__.remote(lambda _: os.getpid()))
     empty_bytes = _own_bytes(process_id)
     inserted_per_s = insert(shard, segments)
@@ -71,7 +71,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     for push in _pushes(segments):
         local.add(push)
     ours = _sampler(config, spec, shard)
-    floor = _sampler(config, spec, LocalShard(local))
+    floor = _sampler(config, spec, LocalHandle(local))
     _check(ours, segments, spec)
     medians, _ = alternate(
         5,
@@ -154,7 +154,7 @@ def total_transitions(segments: list[bytes]) -> int:
     return sum(unpack_segment(segment).num_transitions for segment in segments)
 
 
-def insert(shard: RayShard, segments: list[bytes]) -> float:
+def insert(shard: RayHandle, segments: list[bytes]) -> float:
     """Push everything with a bounded window, as an actor does; return transitions per second."""
     pushes = _pushes(segments)
     started_s = time.perf_counter()

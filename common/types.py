@@ -236,7 +236,7 @@ class AddReply(NamedTuple):
     duplicate_segments: int
 
 
-class RunCounts(NamedTuple):
+class LearnerCounts(NamedTuple):
     """What the learner's client knows of the whole run.
 
     Rides on each request, so that every shard's limiter knows it.
@@ -277,7 +277,7 @@ class ShardCounts(NamedTuple):
     episodes_before: int
 
 
-class SampleReply(NamedTuple):
+class SampledRows(NamedTuple):
     """Compressed rows drawn from one shard; B is 0 when the shard is empty.
 
     Fields:

@@ -20,7 +20,7 @@ from driver.interrupts import Interrupts
 from driver.placement import Placement
 from driver.plan import Plan
 from driver.ray_session import dead_daemon
-from driver.saves import Saves
+from driver.saves import RunSaves
 from driver.supervisor import WorkerName
 from driver.view.console import Console
 from driver.view.reporter import Reporter
@@ -98,7 +98,7 @@ class RayRun:
             every_s=plan.config.evaluator.every_minutes * 60.0,
             on_result=self._evaluated,
         )
-        self._saves = Saves(
+        self._saves = RunSaves(
             crew=self._crew,
             console=console,
             folder=plan.folder,

@@ -17,7 +17,7 @@ from driver.view.console import Console
 _ANSWER_S = 60.0
 
 
-class Saves:
+class RunSaves:
     """The saves of a run's processes, which they do beside their work."""
 
     def __init__(

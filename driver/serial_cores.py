@@ -18,8 +18,8 @@ from common.seeding import derive_seed
 from common.types import Batch, Weights
 from driver.best_weights import BestWeights
 from driver.interrupts import Interrupts
-from driver.local_replay import LocalReplay
 from driver.plan import Plan
+from driver.serial_replay import SerialReplay
 from learner.assembly import checkpoint_payload, expect_resumable, make_learner, resolve_device
 from learner.checkpoint import CheckpointFolder, load
 from learner.learner_loop import LearnerLoop
@@ -69,7 +69,7 @@ def make_serial_cores(plan: Plan, note: Callable[[str], None], interrupts: Inter
         plan.folder.write_incarnations({f"{role}/{i}": incarnation + 1 for role, i in everyone})
     except OSError as error:
         note(f"incarnations.json could not be written: {error}")
-    replay = LocalReplay(plan, incarnation)
+    replay = SerialReplay(plan, incarnation)
     for line in replay.notes:
         note(line)
     actors = [

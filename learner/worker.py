@@ -16,7 +16,7 @@ from common.config import Config
 from common.heartbeat import Alive, Heartbeat
 from common.process import descendants
 from common.reports import LearnerReport
-from common.saver import Saver
+from common.save_thread import SaveThread
 from common.source import expect_source
 from common.types import EnvironmentSpec, Weights, WeightsVersion
 from learner.assembly import (
@@ -31,7 +31,7 @@ from learner.learner import tune_allocator
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
-from replay.client import RayShard
+from replay.client import RayHandle
 from replay.handles import ROWS_PER_CALL
 from replay.priority_updater import PriorityUpdater
 
@@ -91,7 +91,7 @@ class LearnerProcess:
         self._said = ""
         self._store = store
         self._learner = make_learner(config, spec, device=device, serial=False)
-        self._shards = [RayShard(server, index) for index, server in enumerate(servers)]
+        self._shards = [RayHandle(server, index) for index, server in enumerate(servers)]
         self._sampler = make_sampler(
             config,
             spec,
@@ -135,7 +135,7 @@ class LearnerProcess:
             samples=samples,
             clock=time.monotonic,
         )
-        self._writer = Saver("checkpoint")
+        self._writer = SaveThread("checkpoint")
         self._published: Any = None
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
+from common.types import AddReply, LearnerCounts, PriorityUpdate, Push, SampledRows, ShardCounts
 from replay.handles import Pending, ShardLost
 
 # A shard answers within milliseconds; one that is silent so long is stuck or gone.
@@ -40,7 +40,7 @@ class RayPending:
             raise ShardLost(f"{self._what}: the process died") from error
 
 
-class RayShard:
+class RayHandle:
     """A shard in a Ray process, or after its death in the one that takes its place.
 
     A push goes to the object store once, however often it is offered.
@@ -63,11 +63,11 @@ class RayShard:
         """Offer a push."""
         return self._pending(self._server.add.remote(prepared), "add")
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
         """Ask for so many rows for each of several batches."""
         return self._pending(self._server.sample.remote(rows, run), "sample")
 
-    def counts(self, run: RunCounts) -> Pending[ShardCounts]:
+    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
         """Ask for counts."""
         return self._pending(self._server.counts.remote(run), "counts")
 

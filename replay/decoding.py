@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.compression import decompress_block
-from common.types import ObservationSpec, SampleReply
+from common.types import ObservationSpec, SampledRows
 from replay.storage import shard_of
 
 
@@ -26,7 +26,7 @@ class Decoder:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
-    def decode(self, reply: SampleReply) -> tuple[NDArray[Any], NDArray[Any]]:
+    def decode(self, reply: SampledRows) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return (s_tm1, s_t), each dtype[B, k, *frame_shape], bit for bit what the actor saw.
 
         Raises:
@@ -56,7 +56,7 @@ class Decoder:
 
 
 def _decode_rows(
-    reply: SampleReply,
+    reply: SampledRows,
     spec: ObservationSpec,
     start: int,
     stop: int,

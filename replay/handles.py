@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from common.types import AddReply, PriorityUpdate, Push, RunCounts, SampleReply, ShardCounts
+from common.types import AddReply, LearnerCounts, PriorityUpdate, Push, SampledRows, ShardCounts
 from replay.shard import ReplayShard
 
 # Rows, asked for or updated, that make a call through Ray worth its cost: docs/decisions.md.
@@ -50,11 +50,11 @@ class ShardHandle(Protocol):
         """Offer a push."""
         ...
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
         """Ask for so many rows for each of several batches."""
         ...
 
-    def counts(self, run: RunCounts) -> Pending[ShardCounts]:
+    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
         """Ask for the shard's counts and tell it the run's."""
         ...
 
@@ -79,7 +79,7 @@ class Done:
         return self._value
 
 
-class LocalShard:
+class LocalHandle:
     """A shard in this process: `--serial`, tests, benchmarks."""
 
     def __init__(self, shard: ReplayShard) -> None:
@@ -93,11 +93,11 @@ class LocalShard:
         """Insert now."""
         return Done(self._shard.add(prepared))
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> Pending[tuple[SampleReply, ...]]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
         """Sample now."""
         return Done(self._shard.sample(rows, run))
 
-    def counts(self, run: RunCounts) -> Pending[ShardCounts]:
+    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
         """Count now."""
         return Done(self._shard.counts(run))
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from common.schema import SHARE, Count, fit, from_zero
 from common.types import ObservationSpec, SegmentName
-from replay.state import ShardCounters, ShardState, SnapshotError
+from replay.state import ShardHistory, ShardState, SnapshotError
 
 _MAGIC = b"TRSS"
 _FORMAT = 1
@@ -176,7 +176,7 @@ def _unpack(packed: bytes, json_bytes: int) -> Manifest:
         masses=arrays["masses"],
         names=tuple(SegmentName(*name) for name in arrays["names"].reshape(-1, 3).tolist()),
         rng=plain["rng"],
-        counters=ShardCounters(**plain["counters"]),
+        counters=ShardHistory(**plain["counters"]),
     )
     return Manifest(state, arrays["sizes"], runs)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.seeding import expect_generator_state
-from common.types import PriorityUpdate, SampleReply, ShardCounts
+from common.types import PriorityUpdate, SampledRows, ShardCounts
 from replay.state import ShardState, SnapshotError
 from replay.storage import Added, SegmentStorage, position_of
 from replay.sum_tree import SumTree
@@ -151,7 +151,7 @@ class PrioritizedReplay:
         self._tree.set(positions % self._tree.capacity, masses[len(masses) - len(positions) :])
         self._rng.bit_generator.state = state.rng
 
-    def sample(self, num: int) -> SampleReply:
+    def sample(self, num: int) -> SampledRows:
         """Draw `num` rows (none while empty) with the compressed blocks they need."""
         if num < 1:
             raise ValueError(f"Expect `num` >= 1, actually: {num}")
@@ -172,7 +172,7 @@ class PrioritizedReplay:
             parts.append(segment.blocks[bounds[0] : bounds[-1]])
             block_bytes += [end - start for start, end in pairwise(bounds)]
             block_frames += segment.block_frames[first : first + count]
-        return SampleReply(
+        return SampledRows(
             counts=self.counts(),
             ids=rows["id"].copy(),
             probability=self._tree.get(slots) / max(self._tree.total, np.finfo(np.float64).tiny),

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.shard_totals import ShardTotals
-from common.types import Batch, RunCounts, SampleReply, ShardCounts, WeightsVersion
+from common.replay_totals import ReplayTotals
+from common.types import Batch, LearnerCounts, SampledRows, ShardCounts, WeightsVersion
 from replay.decoding import Decoder
 from replay.handles import Pending, ShardHandle, ShardLost
 from replay.rate_limiter import RateLimiter
@@ -85,7 +85,7 @@ class _Request(NamedTuple):
 
     shares: NDArray[np.float64]
     splits: NDArray[np.int64]
-    asked: list[tuple[int, int, Pending[tuple[SampleReply, ...]]]]
+    asked: list[tuple[int, int, Pending[tuple[SampledRows, ...]]]]
 
 
 class ReplaySampler:
@@ -158,13 +158,13 @@ class ReplaySampler:
         self._in_flight = in_flight
         self._batches_per_request = max(1, rows_per_request // batch_size)
         self._counts = [_UNKNOWN for _ in shards]
-        self._totals = ShardTotals(len(shards))
+        self._totals = ReplayTotals(len(shards))
         self._missed: set[int] = set()  # shards that did not answer when the others were set in
         self._lost_until_s = [-math.inf] * len(shards)
         self._clock = clock
         self._requests: deque[_Request] = deque()
         # One list for each batch, of its shards' shares and replies.
-        self._drawn: deque[list[tuple[float, SampleReply]]] = deque()
+        self._drawn: deque[list[tuple[float, SampledRows]]] = deque()
         self._polls: list[tuple[int, Pending[ShardCounts]]] = []
         self._samples = 0
         self.version: WeightsVersion | None = None
@@ -278,7 +278,7 @@ class ReplaySampler:
 
         Without a shard's rows a batch is none: then all of them are forgotten.
         """
-        drawn: list[list[tuple[float, SampleReply]]] = [[] for _ in request.splits]
+        drawn: list[list[tuple[float, SampledRows]]] = [[] for _ in request.splits]
         is_whole = True
         for shard, known, pending in request.asked:
             column = request.splits[:, shard]
@@ -356,17 +356,17 @@ class ReplaySampler:
                 self._lose(shard)
         self._polls = waiting
 
-    def _run_counts(self, shard: int) -> RunCounts:
+    def _run_counts(self, shard: int) -> LearnerCounts:
         # A new process may hold less than the samples were drawn from: told of them before they are
         # rebased, it would let the actors run far ahead.
         is_lost = self._lost_until_s[shard] > -math.inf
-        return RunCounts(
+        return LearnerCounts(
             samples=0 if is_lost else self._samples,
             inserts_elsewhere=self.inserts - self._counts[shard].inserts,
             version=self.version,
         )
 
-    def _batch(self, drawn: list[tuple[float, SampleReply]]) -> Batch:
+    def _batch(self, drawn: list[tuple[float, SampledRows]]) -> Batch:
         probability = np.concatenate([share * reply.probability for share, reply in drawn])
         replies = [reply for _, reply in drawn]
         ids = np.concatenate([reply.ids for reply in replies])

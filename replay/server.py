@@ -16,15 +16,15 @@ import ray
 from common.config import Config
 from common.heartbeat import Alive, Heartbeat
 from common.reports import ReplayReport
-from common.saver import Saver
+from common.save_thread import SaveThread
 from common.source import expect_source
 from common.types import (
     AddReply,
     EnvironmentSpec,
+    LearnerCounts,
     PriorityUpdate,
     Push,
-    RunCounts,
-    SampleReply,
+    SampledRows,
     ShardCounts,
 )
 from replay.assembly import make_shard, restore
@@ -63,7 +63,7 @@ class ReplayProcess:
             config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes
         )
         self._shard.succeed(*before)
-        self._saver = Saver("snapshot")
+        self._saver = SaveThread("snapshot")
         self._folder: SnapshotFolder | None = None
         self._description = ""
         if snapshots is not None:
@@ -79,11 +79,11 @@ class ReplayProcess:
         """See ReplayShard.add."""
         return self._shard.add(push)
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
         """See ReplayShard.sample."""
         return self._shard.sample(rows, run)
 
-    def counts(self, run: RunCounts) -> ShardCounts:
+    def counts(self, run: LearnerCounts) -> ShardCounts:
         """See ReplayShard.counts."""
         return self._shard.counts(run)
 

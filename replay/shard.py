@@ -14,17 +14,17 @@ from common.reports import NEVER_SAVED, ReplayReport
 from common.types import (
     AddReply,
     EpisodeRecord,
+    LearnerCounts,
     ObservationSpec,
     PhaseSeconds,
     PriorityUpdate,
     Push,
-    RunCounts,
-    SampleReply,
+    SampledRows,
     ShardCounts,
 )
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
-from replay.state import ShardCounters, ShardState, SnapshotError
+from replay.state import ShardHistory, ShardState, SnapshotError
 from replay.waiting_line import WaitingLine
 
 
@@ -58,7 +58,7 @@ class ReplayShard:
         self._shards = shards
         self._observation = observation
         self._line = WaitingLine()
-        self._run = RunCounts(samples=0, inserts_elsewhere=0, version=None)
+        self._run = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
         self._samples = 0
         self._stale = 0
         self._duplicates = 0
@@ -134,7 +134,7 @@ class ReplayShard:
             self._duplicates += duplicates
             return AddReply(accepted=True, duplicate_segments=duplicates)
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
         """Draw so many rows for each of several batches; the caller has asked its limiter."""
         with self._timer.phase("sample"):
             self._run = run
@@ -145,7 +145,7 @@ class ReplayShard:
                 replies.append(reply._replace(counts=self._with_episodes(reply.counts)))
             return tuple(replies)
 
-    def counts(self, run: RunCounts) -> ShardCounts:
+    def counts(self, run: LearnerCounts) -> ShardCounts:
         """Return this shard's counts and take the run's."""
         self._run = run
         return self._with_episodes(self._replay.counts())
@@ -204,7 +204,7 @@ class ReplayShard:
                 masses=replay.masses(),
                 names=storage.names(),
                 rng=replay.rng_state,
-                counters=ShardCounters(
+                counters=ShardHistory(
                     samples=self._samples,
                     stale_priority_updates=self._stale,
                     duplicate_segments=self._duplicates,

@@ -14,7 +14,7 @@ class SnapshotError(ValueError):
     """A snapshot that is damaged, or one that does not belong here."""
 
 
-class ShardCounters(NamedTuple):
+class ShardHistory(NamedTuple):
     """What a shard has counted since the run began, over all its incarnations.
 
     Fields:
@@ -50,7 +50,7 @@ class ShardState(NamedTuple):
       names: segments lately inserted, live or not, oldest first.
       rng: state of the generator that draws samples, as numpy's `bit_generator.state`; only what
         JSON can hold.
-      counters: see ShardCounters.
+      counters: see ShardHistory.
     """
 
     shard: int
@@ -64,4 +64,4 @@ class ShardState(NamedTuple):
     masses: NDArray[np.float64]
     names: tuple[SegmentName, ...]
     rng: dict[str, Any]
-    counters: ShardCounters
+    counters: ShardHistory

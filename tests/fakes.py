@@ -17,12 +17,12 @@ from common.packing import pack_segment
 from common.types import (
     AddReply,
     EnvironmentSpec,
+    LearnerCounts,
     ObservationSpec,
     PhaseSeconds,
     PriorityUpdate,
     Push,
-    RunCounts,
-    SampleReply,
+    SampledRows,
     Segment,
     SegmentName,
     ShardCounts,
@@ -41,7 +41,7 @@ from replay.storage import SegmentStorage
 SPEC = ObservationSpec(frame_shape=(2, 3), dtype="uint8", stack=4)
 NO_LIMIT = RateLimiter(min_size=1, samples_per_insert=None, band=1.0)
 NO_PHASES = PhaseSeconds(())
-NOTHING_RUN = RunCounts(samples=0, inserts_elsewhere=0, version=None)
+NOTHING_RUN = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
 
 
 class FakeClock:
@@ -393,10 +393,10 @@ class LateShard:
     def add(self, prepared: Push) -> LatePending:
         return self._call("add", prepared)
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> LatePending:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> LatePending:
         return self._call("sample", rows, run)
 
-    def counts(self, run: RunCounts) -> LatePending:
+    def counts(self, run: LearnerCounts) -> LatePending:
         return self._call("counts", run)
 
     def update_priorities(self, update: PriorityUpdate) -> LatePending:
@@ -445,10 +445,10 @@ class StubbornShard:
         self.accepted.append(push)
         return AddReply(accepted=True, duplicate_segments=0)
 
-    def sample(self, rows: Sequence[int], run: RunCounts) -> tuple[SampleReply, ...]:
+    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
         raise AssertionError((rows, run))
 
-    def counts(self, run: RunCounts) -> ShardCounts:
+    def counts(self, run: LearnerCounts) -> ShardCounts:
         raise AssertionError(run)
 
 

@@ -15,10 +15,10 @@ from fakes import SPEC, make_push, make_segment
 from oracles import naive_stacks
 
 from common.config import Config, LearnerConfig, ReplayConfig
-from common.types import EnvironmentSpec, PriorityUpdate, RunCounts
+from common.types import EnvironmentSpec, LearnerCounts, PriorityUpdate
 from replay.assembly import make_shard
 from replay.decoding import Decoder
-from replay.handles import LocalShard, ShardHandle
+from replay.handles import LocalHandle, ShardHandle
 from replay.storage import shard_of
 
 # (config, spec, shard, incarnation) -> a handle to a fresh shard
@@ -36,7 +36,7 @@ CONFIG = Config(
     ),
     learner=LearnerConfig(batch_size=10),
 )
-START = RunCounts(samples=0, inserts_elsewhere=0, version=None)
+START = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
 PATIENCE_S = 60.0
 
 
@@ -177,10 +177,10 @@ class ShardHandleContract:
 
 def connect_local(
     config: Config, spec: EnvironmentSpec, shard: int, incarnation: int
-) -> LocalShard:
+) -> LocalHandle:
     """Return a fresh shard in this process."""
     max_bytes = config.replay.max_bytes
     assert max_bytes is not None
-    return LocalShard(
+    return LocalHandle(
         make_shard(config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes)
     )

@@ -8,7 +8,7 @@ from fakes import SPEC, make_replay, make_segment
 from oracles import naive_stacks
 
 from common.packing import pack_segment
-from common.types import ObservationSpec, SampleReply
+from common.types import ObservationSpec, SampledRows
 from replay.decoding import Decoder
 
 
@@ -29,7 +29,7 @@ def sample_everything(
     spec: ObservationSpec = SPEC,
     per_blocks: tuple[int, ...] = (1, 2, 3, 7),
     transitions: int = 9,
-) -> tuple[SampleReply, list[tuple[np.ndarray, np.ndarray]]]:
+) -> tuple[SampledRows, list[tuple[np.ndarray, np.ndarray]]]:
     """Return each stored row once, uniformly drawn in order, and the stacks it must become."""
     replay = make_replay(stack=spec.stack, capacity=len(per_blocks) * transitions)
     expected: list[tuple[np.ndarray, np.ndarray]] = []

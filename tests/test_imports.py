@@ -143,7 +143,7 @@ def test_known_bad_import_is_rejected(path: str, source: str, expected: str) -> 
 
 
 KNOWN_GOOD = [
-    ("actors/worker.py", SHELL + "import ray\nimport torch\nfrom replay.client import RayShard"),
+    ("actors/worker.py", SHELL + "import ray\nimport torch\nfrom replay.client import RayHandle"),
     ("learner/learner.py", "import torch\nfrom common.types import Batch"),
     ("replay/server.py", SHELL + "import ray\nfrom replay.shard import ReplayShard"),
     ("driver/ray_run.py", SHELL + "import ray\nimport actors.worker, learner.worker"),

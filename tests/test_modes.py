@@ -44,7 +44,7 @@ SHELLS = {
     "replay.server",
 }
 # What carries messages: calls in one process, or Ray; a thread that fetches ahead, or none.
-WIRE = {"Done", "LocalShard", "LocalReplay", "SynchronousFetcher", "Prefetcher"}
+WIRE = {"Done", "LocalHandle", "SerialReplay", "SynchronousFetcher", "Prefetcher"}
 # What launch.py itself holds in both modes.
 DRIVER = {"BestWeights"}
 # How much is under way at once is a matter of the wire.

@@ -23,7 +23,7 @@ from common.source import source_hash
 from common.types import Batch, EnvironmentSpec, PriorityUpdate, Segment, Weights, WeightsVersion
 from learner.weight_store import WeightStore
 from replay.assembly import make_sampler
-from replay.client import RayShard
+from replay.client import RayHandle
 from replay.handles import ShardHandle, ShardLost
 from replay.priority_updater import PriorityUpdater
 from replay.sampler import ReplaySampler
@@ -60,7 +60,7 @@ def serve() -> Iterator[Serve]:
 @pytest.fixture
 def connect(serve: Serve) -> Connect:
     """Return what starts a fresh replay process and connects to it."""
-    return lambda config, spec, shard, incarnation: RayShard(
+    return lambda config, spec, shard, incarnation: RayHandle(
         serve(config, spec, shard, incarnation), shard
     )
 
@@ -70,7 +70,7 @@ class TestRayShard(ShardHandleContract):
 
     @pytest.fixture
     def connect(self, serve: Serve) -> Connect:
-        return lambda config, spec, shard, incarnation: RayShard(
+        return lambda config, spec, shard, incarnation: RayHandle(
             serve(config, spec, shard, incarnation), shard
         )
 
@@ -181,7 +181,7 @@ def test_a_replay_process_of_other_code_refuses_to_work() -> None:
 def test_clients_of_a_killed_shard_go_on_and_find_the_one_in_its_place(serve: Serve) -> None:
     config = with_shards(2)
     servers = [serve(config, ENVIRONMENT, shard, 0) for shard in range(2)]
-    handles = [RayShard(server, shard) for shard, server in enumerate(servers)]
+    handles = [RayHandle(server, shard) for shard, server in enumerate(servers)]
     push_all(handles, [make_segment(sequence=s) for s in range(4)])
     sampler = make_sampler(config, ENVIRONMENT, shards=handles, in_flight=1, rows_per_request=1)
     ids = batch_over_all(sampler, 4 * 5).ids

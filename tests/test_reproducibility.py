@@ -32,7 +32,7 @@ from common.config import (
 )
 from common.config_file import save_file
 from common.packing import unpack_segment
-from common.types import AddReply, Push, RunCounts, SampleReply, Segment
+from common.types import AddReply, LearnerCounts, Push, SampledRows, Segment
 from driver.view.events import read_scalars
 from launch import main
 from learner.assembly import make_learner
@@ -334,8 +334,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
         return reply
 
     def recording_sample(
-        self: ReplayShard, rows: Sequence[int], run: RunCounts
-    ) -> tuple[SampleReply, ...]:
+        self: ReplayShard, rows: Sequence[int], run: LearnerCounts
+    ) -> tuple[SampledRows, ...]:
         replies = sample(self, rows, run)
         written.samples.extend(reply.ids.copy() for reply in replies)
         return replies

@@ -13,7 +13,7 @@ from oracles import NaiveReplay, naive_stacks
 
 from common.compression import compress_frames, decompress_block
 from common.packing import PackingError, pack_segment
-from common.types import RunCounts, Segment
+from common.types import LearnerCounts, Segment
 from replay.decoding import Decoder
 from replay.storage import SegmentStorage
 
@@ -184,7 +184,7 @@ def test_shard_at_capacity_keeps_its_bounds_and_every_frame_of_what_lives(
         assert report.bytes <= max_bytes
         assert report.inserts == len(pushed) == report.transitions + report.evicted
         shard._replay.check_valid()
-        (reply,) = shard.sample((32,), RunCounts(0, 0, None))
+        (reply,) = shard.sample((32,), LearnerCounts(0, 0, None))
         assert reply.ids.min() >= report.evicted
         s_tm1, s_t = decoder.decode(reply)
         for i, number in enumerate(reply.ids.tolist()):

@@ -26,7 +26,7 @@ from shard_contract import CONFIG, ENVIRONMENT, with_shards
 from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment, WeightsVersion
 from replay.assembly import make_sampler as make_sampler_from
 from replay.decoding import Decoder
-from replay.handles import LocalShard, ShardHandle
+from replay.handles import LocalHandle, ShardHandle
 from replay.priority_updater import PriorityUpdater
 from replay.rate_limiter import RateLimiter
 from replay.sampler import ReplaySampler, importance_weights, split_rows
@@ -80,7 +80,7 @@ def filled(priorities: Sequence[Sequence[float]], alpha: float = 1.0) -> list[Re
 
 
 def handles(shards: Sequence[ReplayShard]) -> list[ShardHandle]:
-    return [LocalShard(shard) for shard in shards]
+    return [LocalHandle(shard) for shard in shards]
 
 
 def fetch(sampler: ReplaySampler) -> Batch:
@@ -501,7 +501,7 @@ def test_empty_shard_is_asked_for_nothing() -> None:
     assert wires[1].count("sample") == 0
 
 
-@pytest.mark.parametrize("wire", [LocalShard, LateShard])
+@pytest.mark.parametrize("wire", [LocalHandle, LateShard])
 def test_shard_that_was_empty_at_first_is_sampled_once_it_fills(wire: Any) -> None:
     """Without a ratio the sampler never stands still, which is when it polls otherwise."""
     cores = filled([[1.0] * 8, []])

@@ -1,4 +1,4 @@
-"""Saves: what the driver says of saves that fail, and which good one it names."""
+"""RunSaves: what the driver says of saves that fail, and which good one it names."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from common.reports import NEVER_SAVED, SaveStatus
 from driver.run_folder import RunFolder
-from driver.saves import Saves
+from driver.saves import RunSaves
 from driver.supervisor import WorkerName
 
 LEARNER = ("learner", 0)
@@ -18,13 +18,13 @@ SHARD = ("replay", 1)
 
 
 class Told:
-    """Saves of a run in a folder, with what they said; the crew is nobody."""
+    """The saves of a run in a folder, with what they said; the crew is nobody."""
 
     def __init__(self, folder: RunFolder, newest: str) -> None:
         nobody: Any = SimpleNamespace(handle=lambda name: None)
         self.lines: list[str] = []
         console: Any = SimpleNamespace(note=self.lines.append)
-        self.saves = Saves(
+        self.saves = RunSaves(
             crew=nobody,
             console=console,
             folder=folder,

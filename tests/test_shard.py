@@ -10,9 +10,9 @@ from shard_contract import CONFIG, START, Connect, ShardHandleContract, connect_
 from common.packing import pack_segment
 from common.types import (
     EpisodeRecord,
+    LearnerCounts,
     PhaseSeconds,
     PriorityUpdate,
-    RunCounts,
     Segment,
     SegmentName,
     WeightsVersion,
@@ -167,7 +167,7 @@ def test_push_of_records_alone_is_booked() -> None:
 def test_policy_lag_is_the_learner_step_less_the_step_that_acted() -> None:
     shard = make_shard()
     assert math.isnan(shard.report().policy_lag_learner_steps)
-    shard.counts(RunCounts(samples=0, inserts_elsewhere=0, version=WeightsVersion(0, 100)))
+    shard.counts(LearnerCounts(samples=0, inserts_elsewhere=0, version=WeightsVersion(0, 100)))
     shard.add(make_push(*(make_segment(sequence=s, learner_step=70 + 20 * s) for s in range(2))))
     assert shard.report().policy_lag_learner_steps == ((100 - 70) + (100 - 90)) / 2
     assert math.isnan(shard.report().policy_lag_learner_steps)
@@ -177,7 +177,7 @@ def test_policy_lag_is_the_learner_step_less_the_step_that_acted() -> None:
 def test_policy_lag_says_nothing_of_another_learners_steps(version: WeightsVersion | None) -> None:
     """Of a learner that is dead, or of one that this shard has not heard of yet."""
     shard = make_shard()
-    shard.counts(RunCounts(samples=0, inserts_elsewhere=0, version=version))
+    shard.counts(LearnerCounts(samples=0, inserts_elsewhere=0, version=version))
     shard.add(make_push(make_segment(learner_step=90)))
     assert math.isnan(shard.report().policy_lag_learner_steps)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from common.compression import MOST_EXPANSION, compress_frames, decompress_block
 from common.packing import PackingError, check_segment, pack_segment, unpack_segment
-from common.types import SampleReply, Segment
+from common.types import SampledRows, Segment
 from replay.decoding import Decoder
 from replay.prioritized import PrioritizedReplay
 
@@ -153,7 +153,7 @@ def naive_row(segment: Segment, blocks: list[NDArray[Any] | None], i: int) -> St
     )
 
 
-def one_row(reply: SampleReply, i: int) -> SampleReply:
+def one_row(reply: SampledRows, i: int) -> SampledRows:
     """Return row i alone, so that a bad row does not hide the others."""
     first_block = int(reply.row_blocks[:i].sum())
     last_block = first_block + int(reply.row_blocks[i])

@@ -7,8 +7,8 @@ from fakes import FakeClock, make_segment, make_shard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.types import PhaseSeconds, RunCounts
-from replay.handles import LocalShard
+from common.types import LearnerCounts, PhaseSeconds
+from replay.handles import LocalHandle
 from replay.rate_limiter import RateLimiter
 from replay.waiting_line import WaitingLine
 from replay.writer import ReplayWriter
@@ -80,7 +80,7 @@ def compete(sizes: list[int], seconds: float, window: int = 1) -> list[FakeActor
     limiter = RateLimiter(min_size=1, samples_per_insert=1.0, band=160.0)
     shard = make_shard(capacity=1_000, limiter=limiter)
     clock = FakeClock()
-    handle = LocalShard(shard)
+    handle = LocalHandle(shard)
     actors = [
         FakeActor(k, size, ReplayWriter(shards=[handle], window=window, first_shard=0, clock=clock))
         for k, size in enumerate(sizes)
@@ -90,7 +90,7 @@ def compete(sizes: list[int], seconds: float, window: int = 1) -> list[FakeActor
     while clock.now_s < seconds:
         clock.now_s += tick_s
         samples = min(samples + 600.0 * tick_s, shard.inserted + 160.0)
-        shard.counts(RunCounts(samples=int(samples), inserts_elsewhere=0, version=None))
+        shard.counts(LearnerCounts(samples=int(samples), inserts_elsewhere=0, version=None))
         for actor in actors:
             actor.turn(tick_s)
     return actors

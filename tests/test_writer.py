@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.packing import unpack_segment
-from common.types import EpisodeRecord, PhaseSeconds, Push, RunCounts, Segment
-from replay.handles import LocalShard
+from common.types import EpisodeRecord, LearnerCounts, PhaseSeconds, Push, Segment
+from replay.handles import LocalHandle
 from replay.rate_limiter import RateLimiter
 from replay.writer import ReplayWriter
 
@@ -74,7 +74,7 @@ def test_each_shard_gets_its_part_in_one_push() -> None:
 
 def test_segments_arrive_as_they_were_written() -> None:
     shard = StubbornShard(refusals=0)
-    writer, _ = make_writer([LocalShard(shard)])  # type: ignore[arg-type]
+    writer, _ = make_writer([LocalHandle(shard)])  # type: ignore[arg-type]
     segment = make_segment(transitions=7)
     writer.push([segment], (), NO_PHASES, 0.5)
     (arrived,) = (unpack_segment(packed) for packed in shard.accepted[0].segments)
@@ -306,7 +306,7 @@ def test_trap_every_segment_arrives_exactly_once_whatever_the_delays(
             clock.now_s += 0.03
             writer.has_room()
             samples = int(rng.integers(0, 200))
-            run = RunCounts(samples=samples, inserts_elsewhere=0, version=None)
+            run = LearnerCounts(samples=samples, inserts_elsewhere=0, version=None)
             cores[int(rng.integers(shards))].counts(run)
     assert sum(core.inserted for core in cores) == pushed * 5
     assert sum(core.report().duplicate_segments for core in cores) == 0

@@ -11,8 +11,8 @@ import numpy as np
 
 from common.config import Config
 from common.metrics import Rate, merge, shares
+from common.replay_totals import ReplayTotals
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.shard_totals import ShardTotals
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
 from driver.view.console import Console, RunStatus
 from driver.view.scores import human_normalized_score
@@ -130,7 +130,7 @@ class Reporter:
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
         self._games_per_s = 0.0  # when the newest ended
         self._learner_step = before.learner_steps
-        self._totals = ShardTotals(config.replay.shards)
+        self._totals = ReplayTotals(config.replay.shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
         self._learner: LearnerReport | None = None  # the newest
         self._restarts: Mapping[str, int] = {}
@@ -147,7 +147,7 @@ class Reporter:
         self._is_unwritten = False
 
     @property
-    def totals(self) -> ShardTotals:
+    def totals(self) -> ReplayTotals:
         """What the shards took in since this start of the run."""
         return self._totals
 

@@ -1,4 +1,4 @@
-"""Saver: one save at a time beside the work, and what is told of it."""
+"""SaveThread: one save at a time beside the work, and what is told of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from common.reports import NEVER_SAVED
-from common.saver import Saver
+from common.save_thread import SaveThread
 
 PATIENCE_S = 30.0
 
@@ -49,14 +49,14 @@ def slow() -> Iterator[Slow]:
 
 
 def test_before_the_first_save_there_is_nothing_to_tell() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     saver.wait()
     assert not saver.is_busy
     assert saver.status is NEVER_SAVED
 
 
 def test_save_runs_beside_the_caller_in_a_thread_of_that_name(slow: Slow) -> None:
-    saver = Saver("snapshot")
+    saver = SaveThread("snapshot")
     assert saver.start(at_once(slow))
     assert saver.is_busy
     assert saver.status is NEVER_SAVED, "an attempt counts when it has ended"
@@ -69,7 +69,7 @@ def test_save_runs_beside_the_caller_in_a_thread_of_that_name(slow: Slow) -> Non
 
 
 def test_one_save_at_a_time(slow: Slow) -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     assert saver.start(at_once(slow))
     other = Slow("other")
     assert not saver.start(at_once(other))
@@ -83,7 +83,7 @@ def test_one_save_at_a_time(slow: Slow) -> None:
 
 
 def test_disk_trouble_is_told_and_the_newest_good_path_stays() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     for save in (lambda: "good", failing(OSError(28, "No space left on device"))):
         assert saver.start(at_once(save))
         saver.wait()
@@ -94,14 +94,14 @@ def test_disk_trouble_is_told_and_the_newest_good_path_stays() -> None:
 
 
 def test_disk_trouble_without_a_word_is_told_by_its_type() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     saver.start(at_once(failing(TimeoutError())))
     saver.wait()
     assert saver.status.trouble == "TimeoutError"
 
 
 def test_fault_of_ours_is_in_the_status_and_raised_by_the_next_start_once(slow: Slow) -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     assert saver.start(at_once(failing(KeyError("no such field"))))
     while saver.is_busy:
         threading.Event().wait(0.001)
@@ -116,7 +116,7 @@ def test_fault_of_ours_is_in_the_status_and_raised_by_the_next_start_once(slow: 
 
 
 def test_fault_of_ours_is_raised_by_wait() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     saver.start(at_once(failing(AssertionError("7 rows"))))
     with pytest.raises(AssertionError, match="7 rows"):
         saver.wait()
@@ -124,14 +124,14 @@ def test_fault_of_ours_is_raised_by_wait() -> None:
 
 
 def test_seconds_are_those_of_the_newest_attempt() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     saver.start(at_once(failing(OSError("full"))))
     saver.wait()
     assert math.isfinite(saver.status.seconds)
 
 
 def test_what_is_saved_is_captured_by_the_caller_while_nothing_is_written() -> None:
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     state, captured_by = [1], []
 
     def capture() -> Callable[[], str]:
@@ -152,7 +152,7 @@ def test_fault_of_a_capture_is_the_callers_at_once_and_no_attempt() -> None:
     def poisoned() -> Callable[[], str]:
         raise FloatingPointError("nan")
 
-    saver = Saver("saver")
+    saver = SaveThread("saver")
     with pytest.raises(FloatingPointError, match="nan"):
         saver.start(poisoned)
     assert saver.status is NEVER_SAVED

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from common.reports import NEVER_SAVED, SaveStatus
 
 
-class Saver:
+class SaveThread:
     """Runs saves one after the other in a thread of their own, and tells how the newest went.
 
         if not saver.start(capture): ...      # the one before is not done

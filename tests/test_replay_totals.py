@@ -1,4 +1,4 @@
-"""ShardTotals: random histories of shards against plain sums."""
+"""ReplayTotals: random histories of shards against plain sums."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.shard_totals import ShardTotals
+from common.replay_totals import ReplayTotals
 
 
 def say(
-    totals: ShardTotals,
+    totals: ReplayTotals,
     incarnation: int,
     inserts: int,
     accepted: int,
@@ -24,7 +24,7 @@ def say(
 
 
 def test_living_shards_are_summed() -> None:
-    totals = ShardTotals(2)
+    totals = ReplayTotals(2)
     assert not totals.is_complete
     say(totals, 0, 100, 100, 4, shard=0)
     assert not totals.is_complete
@@ -34,7 +34,7 @@ def test_living_shards_are_summed() -> None:
 
 
 def test_restart_from_an_old_snapshot_loses_what_came_after_it() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100, 4)
     # It comes back with 60 of them, and 5 new ones.
     assert say(totals, 1, 65, 5, 1) == 100 - 60
@@ -44,14 +44,14 @@ def test_restart_from_an_old_snapshot_loses_what_came_after_it() -> None:
 
 
 def test_restart_without_a_snapshot_loses_everything() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100)
     assert say(totals, 1, 0, 0) == 100
     assert (totals.inserts, totals.accepted, totals.lost) == (0, 100, 100)
 
 
 def test_a_shard_known_to_be_dead_counts_among_the_dead_at_once() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100, 4)
     totals.died(0)
     assert (totals.accepted, totals.by_the_dead(0)[0]) == (100, 100)
@@ -63,14 +63,14 @@ def test_a_shard_known_to_be_dead_counts_among_the_dead_at_once() -> None:
 
 
 def test_what_a_snapshot_holds_beyond_the_last_word_was_accepted() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100)
     assert say(totals, 1, 130, 10) == 0  # restored 120, of which 20 were never told
     assert (totals.inserts, totals.accepted, totals.lost) == (130, 130, 0)
 
 
 def test_what_the_first_known_incarnation_restored_is_not_accepted_again() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 3, 1_000, 10)
     assert (totals.inserts, totals.accepted) == (1_000, 10)
     assert say(totals, 4, 990, 0) == 10
@@ -78,7 +78,7 @@ def test_what_the_first_known_incarnation_restored_is_not_accepted_again() -> No
 
 
 def test_late_word_of_a_dead_incarnation_changes_nothing() -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100, 4)
     say(totals, 1, 60, 0, 0)
     before = (totals.inserts, totals.accepted, totals.episodes, totals.lost)
@@ -90,7 +90,7 @@ def test_late_word_of_a_dead_incarnation_changes_nothing() -> None:
 def test_late_word_of_the_living_incarnation_takes_nothing_back(
     inserts: int, episodes: int
 ) -> None:
-    totals = ShardTotals(1)
+    totals = ReplayTotals(1)
     say(totals, 0, 100, 100, 4)
     say(totals, 0, inserts, inserts, episodes)
     assert (totals.inserts, totals.accepted, totals.episodes) == (100, 100, 4)
@@ -153,7 +153,7 @@ def test_random_histories_add_up(
     moves: list[tuple[int, str, int]], restored: list[int], first: int
 ) -> None:
     """Every incarnation says something before it dies; words may be old by then."""
-    totals = ShardTotals(3)
+    totals = ReplayTotals(3)
     shards = [History(held, first) for held in restored]
     lost = accepted = 0
 
@@ -200,7 +200,7 @@ def test_random_histories_add_up(
 def test_incarnations_that_never_spoke_break_no_sum(seed: int) -> None:
     """What they took in and lost is not known; what they put into a snapshot is."""
     rng = np.random.default_rng(seed)
-    totals, shard = ShardTotals(1), History(0, 0)
+    totals, shard = ReplayTotals(1), History(0, 0)
     newest = 0
     for _ in range(400):
         shard.insert(int(rng.integers(5)))

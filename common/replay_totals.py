@@ -18,7 +18,7 @@ class _Lineage:
     episodes_before: int = 0
 
 
-class ShardTotals:
+class ReplayTotals:
     """Adds up counts that start again with each incarnation of a shard.
 
     A shard that died comes back from its last snapshot, so its stream goes back; what it had

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from driver.plan import Plan
 from replay.assembly import make_shard, restore
-from replay.handles import LocalShard
+from replay.handles import LocalHandle
 from replay.shard import ReplayShard
 from replay.snapshot import SnapshotFolder
 from replay.writer import ReplayWriter
 
 
-class LocalReplay:
+class SerialReplay:
     """All shards of a run, restored from their snapshots if there are any."""
 
     def __init__(self, plan: Plan, incarnation: int) -> None:
@@ -31,7 +31,7 @@ class LocalReplay:
             )
             for k in indices
         ]
-        self.handles = [LocalShard(shard) for shard in self.shards]
+        self.handles = [LocalHandle(shard) for shard in self.shards]
         self._config = config
         self._folders = [
             SnapshotFolder(plan.folder.snapshots_place(k), config.checkpoint.keep)
