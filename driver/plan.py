@@ -21,11 +21,12 @@ from common.networks import state_bytes
 from common.schema import shown
 from common.torsos import network_problems
 from common.types import EnvironmentSpec
+from driver.about import About
 from driver.command_line import TrainCommand
 from driver.machine_needs import machine_problems
 from driver.refusals import lines_of, refuse, words_of
 from driver.resume import AT_THE_BEGINNING, find_start
-from driver.run_folder import About, Result, RunFolder
+from driver.run_folder import Result, RunFolder
 from driver.view.curves import NO_PAST, read_past
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 import re
 import shlex
-import socket
 import string
-import subprocess
-import time
 import weakref
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
@@ -25,15 +19,14 @@ from common.files import (
     UnreadableFile,
     find_link,
     is_leftover,
-    open_in_place,
     read_json,
     remove,
     remove_leftovers,
     write_whole,
 )
-from common.machine import machine
-from common.schema import INCARNATION, Bounds, Count, Misfit, fit, one_line, shown
-from common.source import ROOT, VERSIONS, source_hash
+from common.schema import INCARNATION, Bounds, Count, Misfit, fit, shown
+from driver.about import About, facts
+from driver.lock_file import LockedError, lock_file
 
 _LOCK = ".lock"
 # What a start that failed before it was a run leaves.
@@ -48,26 +41,6 @@ _WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
 
 class RunFolderError(ValueError):
     """A folder that cannot be used as asked; the text is one line for the user."""
-
-
-class Start(TypedDict, total=False):
-    """What `run.json` says of one start of the run."""
-
-    game: str
-    command: list[str]
-    started: str
-    git_commit: str | None
-    git_changed: bool | None
-    source_hash: str
-    python: str
-    versions: dict[str, str]
-    machine: dict[str, str | int | list[str]]
-
-
-class About(Start, total=False):
-    """`run.json`: its first start, and those that resumed it."""
-
-    resumed: list[Start]
 
 
 class Result(TypedDict, total=False):
@@ -328,9 +301,7 @@ class RunFolder:
     def lock(self) -> None:
         """Keep other processes from training in this folder while this object lives.
 
-        The kernel lets go of the lock when the process ends, however it ends; a program that the
-        process starts does not inherit it. Holding it already is fine. A file system that has no
-        locks refuses nobody.
+        Holding it already is fine. A file system that has no locks refuses nobody.
 
         Raises:
           RunFolderError: another process holds it, or it cannot be written.
@@ -338,22 +309,10 @@ class RunFolder:
         if self._unlock is not None and self._unlock.alive:
             return
         try:
-            fd = open_in_place(self.path / _LOCK, os.O_RDWR)
+            fd = lock_file(self.path / _LOCK)
+        except LockedError as error:
+            raise RunFolderError(f"{self.path}: is in use by {error}") from error
         except OSError as error:
-            raise self._cannot_be_written(error) from error
-        try:
-            _lock_file(fd)
-            owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
-            # Never empty, so that whoever is refused can read whose it is.
-            os.pwrite(fd, owner, 0)
-            os.ftruncate(fd, len(owner))
-        except BlockingIOError as error:
-            said = os.pread(fd, 1_000, 0).decode(errors="replace").strip()
-            pid, _, host = one_line(said, 100).partition(" ")
-            os.close(fd)
-            raise RunFolderError(f"{self.path}: is in use by process {pid} on {host}") from error
-        except OSError as error:
-            os.close(fd)
             raise self._cannot_be_written(error) from error
         self._unlock = weakref.finalize(self, os.close, fd)
 
@@ -424,36 +383,3 @@ def _is_same(path: Path, fd: int) -> bool:
         return os.path.samestat(os.stat(path), os.fstat(fd))
     except OSError:
         return False
-
-
-def _lock_file(fd: int) -> None:
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:
-        pass  # a file system without locks: that is no reason not to train on it
-
-
-def facts() -> dict[str, Any]:
-    """Return what a reader needs to judge or repeat the run: time, code, versions, hardware."""
-    changes = _git("status", "--porcelain")
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changed": None if changes is None else bool(changes),
-        "source_hash": source_hash(),
-        "python": platform.python_version(),
-        "versions": {name: metadata.version(name) for name in VERSIONS},
-        "machine": machine(),
-    }
-
-
-def _git(*arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -21,7 +21,8 @@ from common.config import Config
 from common.config_file import load_file
 from common.files import UnreadableFile
 from driver import run_folder
-from driver.run_folder import Result, RunFolder, RunFolderError, facts
+from driver.about import facts
+from driver.run_folder import Result, RunFolder, RunFolderError
 
 
 def tree(folder: Path) -> list[str]:

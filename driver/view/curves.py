@@ -16,7 +16,8 @@ from common.config_file import ConfigError, overlay, read_file
 from common.files import UnreadableFile, follow, read_json, write_whole
 from common.schedules import epsilon_ladder
 from common.schema import SHARE, counted, fit, shown
-from driver.run_folder import About, RunFolder
+from driver.about import About
+from driver.run_folder import RunFolder
 from driver.view.events import Series, Session, event_files, read_events, running_seconds
 from driver.view.scores import RANDOM_AND_HUMAN
 from driver.view.tags import (
