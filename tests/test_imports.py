@@ -22,7 +22,7 @@ FLOOR_PLAN = {
     "replay": {"common"},
     "actors": {"common", "replay"},
     "learner": {"common", "replay"},
-    "driver.view": {"common", "driver.run_folder", "driver.standard_streams"},
+    "driver.view": {"common", "driver.about", "driver.run_folder"},
     "driver": {"common", "replay", "actors", "learner"},
     "launch": {"common", "driver", "benchmarks"},
 }

@@ -296,7 +296,7 @@ def test_facts_name_the_commit_and_whether_something_was_changed(
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
-    monkeypatch.setattr(run_folder, "ROOT", tmp_path)
+    monkeypatch.setattr("driver.about.ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)  # no hooks and keys of the user's
     none = facts()
