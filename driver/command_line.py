@@ -29,7 +29,7 @@ from common.schema import shown
 from common.seeding import MAX_GIVEN_SEED
 from driver.refusals import refuse
 from driver.run_folder import RunFolder, RunFolderError
-from driver.view.curves import is_average
+from driver.view.averages import is_average
 from driver.view.tags import RETURN_GAMES
 
 # What a resumed run cannot change: it would be another network, another game, or another count of

@@ -27,7 +27,7 @@ from driver.machine_needs import machine_problems
 from driver.refusals import lines_of, refuse, words_of
 from driver.resume import AT_THE_BEGINNING, find_start
 from driver.run_folder import Result, RunFolder
-from driver.view.curves import NO_PAST, read_past
+from driver.view.past import NO_PAST, read_past
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from driver.command_line import PlotCommand
 from driver.run_folder import RunFolder
-from driver.view.curves import load_curves, save_curves
-from driver.view.plots import plot_runs, provenance
+from driver.view.curve_sources import load_curves
+from driver.view.plots import plot_runs
+from driver.view.provenance import provenance
+from driver.view.saved_curves import save_curves
 
 
 def draw(command: PlotCommand, say: Callable[[str], None]) -> None:

@@ -20,10 +20,11 @@ from common.types import (
     PhaseSeconds,
     WeightsVersion,
 )
-from driver.view.console import Console, RunStatus
+from driver.view.console import Console
 from driver.view.events import EventWriter, Series, read_scalars
 from driver.view.reporter import Before, Reporter
 from driver.view.sinks import Sink, Sinks
+from driver.view.status import RunStatus
 
 PONG = EnvironmentSpec(
     name="pong",

@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from driver.view.curves import load_curves
-from driver.view.plots import provenance
+from driver.view.curve_sources import load_curves
+from driver.view.provenance import provenance
 from launch import main
 from learner.checkpoint import CheckpointError, load, save
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,11 @@ from common.presets import PRESETS
 from driver.command_line import PlotCommand
 from driver.plot_command import draw as draw_command
 from driver.view import plots, tags
-from driver.view.curves import load_curves, save_curves
+from driver.view.curve_sources import load_curves
 from driver.view.events import EventWriter
-from driver.view.plots import XAxis, plot_runs, provenance
+from driver.view.plots import XAxis, plot_runs
+from driver.view.provenance import provenance
+from driver.view.saved_curves import save_curves
 
 ALL = [
     *("return", "evaluation", "loss", "epsilon", "throughput"),
@@ -65,11 +66,20 @@ def _make_run(
     return folder
 
 
-def _pixels(path: Path) -> tuple[int, int]:
-    data = path.read_bytes()
-    assert data[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = struct.unpack(">II", data[16:24])
-    return width, height
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an older file looks like in a process that has set nothing, rendered once."""
+    out = tmp_path_factory.mktemp("new") / "plots"
+    written = draw([OLDER], out)
+    assert written == [out / f"{name}.png" for name in ALL]
+    return out
+
+
+def expect_same_bytes(drawn: Path, plain: Path) -> None:
+    files = sorted(plain.iterdir())
+    assert [file.name for file in sorted(drawn.iterdir())] == [file.name for file in files]
+    for file in files:
+        assert file.read_bytes() == (drawn / file.name).read_bytes(), file.name
 
 
 @pytest.fixture
@@ -92,14 +102,6 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
 def _heights(axes: Axes) -> list[np.ndarray]:
     """Return the y-values of each line."""
     return [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.get_lines()]
-
-
-def test_one_png_per_subject_and_an_overview_at_readme_size(tmp_path: Path) -> None:
-    written = draw([_make_run(tmp_path / "run")], tmp_path / "new" / "plots")
-    assert written == [tmp_path / "new" / "plots" / f"{name}.png" for name in ALL]
-    sizes = {path.stem: _pixels(path) for path in written}
-    assert sizes.pop("overview") == (900, 1040)
-    assert set(sizes.values()) == {(900, 500)}
 
 
 def test_subject_nobody_has_values_of_is_left_out(
@@ -194,12 +196,8 @@ def test_several_runs_lie_over_each_other_with_a_legend_by_folder(
     assert len(set(colours)) == 2
     assert colours == [line.get_color() for line in figures["epsilon"].legends[0].get_lines()]
     assert len(figures["evaluation"].axes[0].texts) == 1, "one game, one human line"
-
-
-def test_one_run_is_named_at_the_top(tmp_path: Path, figures: dict[str, Figure]) -> None:
-    draw([_make_run(tmp_path / "pong-apex-1")], tmp_path)
-    assert figures["return"].get_suptitle() == "pong-apex-1"
-    assert figures["return"].legends == []
+    draw(runs[:1], tmp_path)
+    assert (figures["return"].get_suptitle(), figures["return"].legends) == ("apex", [])
 
 
 def test_every_panel_of_a_figure_spans_the_same_frames(
@@ -211,14 +209,6 @@ def test_every_panel_of_a_figure_spans_the_same_frames(
     draw([run], tmp_path)
     limits = {axes.get_xlim() for name in ALL for axes in figures[name].axes}
     assert limits == {(0.0, 1_020_000.0)}
-
-
-def test_matplotlib_settings_of_the_process_stay_as_they_were(
-    tmp_path: Path, figures: dict[str, Figure]
-) -> None:
-    before = dict(mpl.rcParams)
-    draw([_make_run(tmp_path / "run", values=2)], tmp_path)
-    assert dict(mpl.rcParams) == before
 
 
 # --- epsilon -----------------------------------------------------------------------------------
@@ -265,10 +255,15 @@ def test_ladder_and_schedule_beside_each_other_when_runs_differ(
     assert ladder.get_lines()[0].get_color() == schedule.get_lines()[0].get_color()
 
 
-def test_ladder_of_zeros_and_of_one_environment_can_be_drawn(tmp_path: Path) -> None:
+def test_ladder_of_zeros_and_of_one_environment_can_be_drawn(
+    tmp_path: Path, figures: dict[str, Figure]
+) -> None:
     for i, actor in enumerate((ActorConfig(epsilon=0.0), ActorConfig(count=1, envs=1))):
-        run = _with_config(_make_run(tmp_path / f"run{i}"), Config(actor=actor))
-        assert tmp_path / "epsilon.png" in draw([run], tmp_path)
+        run = _with_config(_make_run(tmp_path / f"run{i}", values=1), Config(actor=actor))
+        draw([run], tmp_path)
+        (axes,) = figures["epsilon"].axes
+        assert axes.get_yscale() == ("linear" if actor.epsilon == 0 else "log")
+        figures["epsilon"].canvas.draw()
 
 
 # --- minutes -----------------------------------------------------------------------------------
@@ -436,38 +431,29 @@ def test_what_run_json_does_not_say_is_left_out(
     assert provenance(curves) == lines
 
 
-def test_the_same_curves_make_the_same_bytes(tmp_path: Path) -> None:
-    run = _make_run(tmp_path / "run")
-    first, second = (draw([run], tmp_path / name) for name in ("a", "b"))
-    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in second]
-
-
 # Settings of a user's, or of a stranger's in the working directory; the last line is no text.
 SETTINGS = b"text.usetex: True\nfont.size: 40\nbackend: nonsense\nbogus: 3\nfont.family: \xff\xfe\n"
 
 
-@pytest.mark.parametrize("where", ["cwd", "MATPLOTLIBRC"])
-def test_nobodys_settings_of_matplotlib_change_a_plot(tmp_path: Path, where: str) -> None:
-    draw([OLDER], tmp_path / "plain")
+def test_nobodys_settings_of_matplotlib_change_a_plot(tmp_path: Path, plain: Path) -> None:
+    """Whether they lie in the working directory or are named by a variable."""
     folder = tmp_path / "settings"
     folder.mkdir()
     (folder / "matplotlibrc").write_bytes(SETTINGS)
     done = launch(
-        "plot", str(OLDER), "--out", str(tmp_path / "drawn"),
-        cwd=folder if where == "cwd" else None,
-        environment={"MPLBACKEND": "nonsense"} | ({} if where == "cwd" else {where: str(folder)}),
-    )  # fmt: skip
+        *("plot", str(OLDER), "--out", str(tmp_path / "drawn")),
+        cwd=folder,
+        environment={"MPLBACKEND": "nonsense", "MATPLOTLIBRC": str(folder)},
+    )
     assert (done.returncode, done.stderr) == (0, "")
-    drawn = sorted((tmp_path / "drawn").iterdir())
-    assert [file.name for file in drawn] == [f.name for f in sorted((tmp_path / "plain").iterdir())]
-    for file in drawn:
-        assert file.read_bytes() == (tmp_path / "plain" / file.name).read_bytes(), file.name
+    expect_same_bytes(tmp_path / "drawn", plain)
 
 
-def test_settings_of_this_process_change_no_plot(tmp_path: Path) -> None:
-    draw([OLDER], tmp_path / "plain")
+def test_same_curves_make_the_same_bytes_whatever_this_process_has_set(
+    tmp_path: Path, plain: Path
+) -> None:
     with mpl.rc_context({"text.usetex": True, "font.size": 40, "figure.facecolor": "red"}):
+        before = dict(mpl.rcParams)
         draw([OLDER], tmp_path / "drawn")
-        assert mpl.rcParams["font.size"] == 40
-    for file in (tmp_path / "plain").iterdir():
-        assert file.read_bytes() == (tmp_path / "drawn" / file.name).read_bytes(), file.name
+        assert dict(mpl.rcParams) == before
+    expect_same_bytes(tmp_path / "drawn", plain)

@@ -10,7 +10,7 @@ import pytest
 from reporting import NOTHING_BEFORE, Stage, game, learner_report, phases, shard_report
 
 from common.reports import LearnerReport, ReplayReport
-from driver.view.console import RunStatus
+from driver.view.status import RunStatus
 
 
 @pytest.fixture

@@ -21,8 +21,3 @@ def test_quartiles_count_from_the_one_that_explores_most() -> None:
 def test_position_off_the_ladder_is_refused(position: float) -> None:
     with pytest.raises(ValueError, match=r"Expect 0 <= `ladder_position` < 1, actually"):
         tags.episode_return_quartile_tag(position)
-
-
-def test_families_of_tags_have_their_documented_names() -> None:
-    assert tags.phase_share_tag("actor", "inference") == "time/actor_inference_share"
-    assert tags.restarts_tag("learner") == "health/learner_restarts"

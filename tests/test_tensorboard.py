@@ -47,16 +47,6 @@ def test_values_come_back_by_tag_with_frames_and_wall_time(tmp_path: Path) -> No
     assert before <= read["a/x"].wall_s[0] <= read["a/x"].wall_s[1] <= time.time()
 
 
-def test_several_tags_at_once_are_the_same_as_one_by_one(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
-        writer.scalars({"a": 1.0, "b": math.nan, "c": 3.0}, 7)
-    read = read_scalars(tmp_path)
-    assert {tag: _pairs(series) for tag, series in read.items()} == {
-        "a": [(7, 1.0)],
-        "c": [(7, 3.0)],
-    }
-
-
 def test_nan_is_skipped_and_infinity_is_kept(tmp_path: Path) -> None:
     _write(tmp_path, [("loss", math.nan, 1), ("loss", math.inf, 2), ("empty", math.nan, 3)])
     read = read_scalars(tmp_path)
@@ -77,26 +67,6 @@ def test_values_at_one_frame_count_each_keep_a_frame_of_their_own(tmp_path: Path
         (103, 4.0),
         (200, 5.0),
     ]
-
-
-def test_a_value_is_in_the_file_without_closing_once_the_flush_time_is_over(tmp_path: Path) -> None:
-    writer = EventWriter(folder=tmp_path, flush_s=0.02, first_frames=0)
-    try:
-        writer.scalars({"a": 1.0}, 1)
-        deadline = time.monotonic() + 10
-        while "a" not in read_scalars(tmp_path) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert "a" in read_scalars(tmp_path)
-    finally:
-        writer.close()
-
-
-def test_flush_puts_values_into_the_file_at_once(tmp_path: Path) -> None:
-    with EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0) as writer:
-        writer.scalars({"a": 1.0}, 1)
-        assert "a" not in read_scalars(tmp_path)
-        writer.flush()
-        assert "a" in read_scalars(tmp_path)
 
 
 @pytest.mark.parametrize("flush_s", [0.0, -1.0, 10.5, math.nan])
@@ -207,14 +177,6 @@ def test_record_with_a_damaged_message_ends_the_file(tmp_path: Path) -> None:
 def test_folder_without_event_files_has_no_scalars(tmp_path: Path) -> None:
     assert read_scalars(tmp_path) == {}
     assert read_scalars(tmp_path / "missing") == {}
-
-
-def test_writing_after_close_is_refused_and_closing_twice_is_not(tmp_path: Path) -> None:
-    writer = EventWriter(folder=tmp_path, flush_s=10.0, first_frames=0)
-    writer.close()
-    writer.close()
-    with pytest.raises(ValueError, match="Expect an open file, actually closed"):
-        writer.scalars({"a": 1.0}, 1)
 
 
 def test_neither_torch_nor_tensorflow_is_imported(tmp_path: Path) -> None:

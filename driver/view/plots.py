@@ -6,10 +6,8 @@ import driver.view.matplotlib_environment  # noqa: F401  before anything that im
 
 # isort: split
 import io
-import shlex
 import textwrap
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -23,8 +21,8 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from common.files import write_whole
-from common.schema import one_line
 from driver.view.curves import KINDS, Curve, RunCurves
+from driver.view.provenance import drawable, provenance
 from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
@@ -46,7 +44,6 @@ _WIDTH_IN = 9.0
 _GREY = "#555555"
 # Characters of the smallest type that are as wide as a figure.
 _FOOTNOTE_WIDTH = 175
-_MOST_CHARACTERS = 2_000
 
 
 class Panel(NamedTuple):
@@ -139,7 +136,7 @@ def plot_runs(runs: Sequence[RunCurves], out: Path, x: XAxis) -> list[Path]:
       The files written. A subject of which no run has a value yet has no file of its own.
     """
     out.mkdir(parents=True, exist_ok=True)
-    runs = [run._replace(label=_drawable(run.label)) for run in runs]
+    runs = [run._replace(label=drawable(run.label)) for run in runs]
     last = max(float(_along(curve, x)[-1]) for run in runs for curve in run.curves.values())
     colours = [_COLOURS[i % len(_COLOURS)] for i in range(len(runs))]
     figure = _Figure(runs, colours, x, 1.02 * last or 1.0)
@@ -149,48 +146,6 @@ def plot_runs(runs: Sequence[RunCurves], out: Path, x: XAxis) -> list[Path]:
             written.append(out / f"{name}{'' if x == 'frames' else f'_by_{x}'}.png")
             _draw(written[-1], panels, figure)
     return written
-
-
-def provenance(run: RunCurves) -> list[str]:
-    """Return what it takes to judge or repeat a run, in lines: its command; commit and hardware.
-
-    Whatever run.json does not say is left out.
-    """
-    about = run.about
-    command, commit, machine = (about.get(key) for key in ("command", "git_commit", "machine"))
-    lines = [shlex.join(map(str, command))] if isinstance(command, list) else []
-    words = []
-    if isinstance(commit, str):
-        changed = " with uncommitted changes" if about.get("git_changed") else ""
-        words.append(f"commit {commit[:12]}{changed}")
-    if isinstance(about.get("started"), str):
-        words.append(about["started"][:10])
-    if isinstance(resumed := about.get("resumed"), list) and resumed:
-        words.append(_resumptions(resumed, commit))
-    if isinstance(machine, dict):
-        words.append(f"{machine.get('cpu')}, {machine.get('cores')} cores")
-        words += [str(gpu) for gpu in machine.get("gpus") or ["no GPU"]]
-    return [_drawable(line) for line in [*lines, *([", ".join(words)] if words else [])]]
-
-
-def _drawable(text: str) -> str:
-    """Escape what no font can draw and a terminal would obey: a folder may have any name."""
-    return one_line(text, _MOST_CHARACTERS)
-
-
-def _resumptions(resumed: Sequence[Mapping[str, Any]], commit: object) -> str:
-    """Say how often a run was resumed, and how often at which commits other than its first."""
-    changed = {start.get("git_commit"): start.get("git_changed") for start in resumed}
-    others = [
-        f"{_often(times)} at {other[:12]}{' with uncommitted changes' if changed[other] else ''}"
-        for other, times in Counter(start.get("git_commit") for start in resumed).items()
-        if isinstance(other, str) and other != commit
-    ]
-    return f"resumed {_often(len(resumed))}" + (f" ({', '.join(others)})" if others else "")
-
-
-def _often(times: int) -> str:
-    return "once" if times == 1 else f"{times} times"
 
 
 def _along(curve: Curve, x: XAxis) -> NDArray[np.float64]:

@@ -14,9 +14,10 @@ from common.metrics import Rate, merge, shares
 from common.replay_totals import ReplayTotals
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
 from common.types import EnvironmentSpec, EpisodeRecord, PhaseSeconds
-from driver.view.console import Console, RunStatus
+from driver.view.console import Console
 from driver.view.scores import human_normalized_score
 from driver.view.sinks import Sinks
+from driver.view.status import RunStatus
 from driver.view.tags import (
     ACTORS_EPSILON,
     ACTORS_POLICY_LAG_LEARNER_STEPS,
