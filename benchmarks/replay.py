@@ -19,7 +19,7 @@ from benchmarks.rows import Row, alternate, row
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
-from common.types import AddReply, EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
+from common.types import EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
 from driver import ray_session
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
@@ -158,7 +158,7 @@ def insert(shard: RayHandle, segments: list[bytes]) -> float:
     """Push everything with a bounded window, as an actor does; return transitions per second."""
     pushes = _pushes(segments)
     started_s = time.perf_counter()
-    window: deque[Pending[AddReply]] = deque()
+    window: deque[Pending[bool]] = deque()
     for push in pushes:
         if len(window) == _WINDOW:
             assert window.popleft().result().accepted

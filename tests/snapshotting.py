@@ -21,7 +21,7 @@ def push(shard: ReplayShard, *sequences: int, transitions: int = 5, actor: int =
         segment = make_segment(
             actor=actor, sequence=sequence, transitions=transitions, priority=priority
         )
-        assert shard.add(make_push(segment)).accepted
+        assert shard.add(make_push(segment))
 
 
 def assert_same(one: ShardState, other: ShardState) -> None:

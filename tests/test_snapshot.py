@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NOTHING_RUN, make_shard
+from fakes import NOTHING_LEARNED, make_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from snapshotting import assert_same, make_small, names, push, read
@@ -29,7 +29,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_snapshot_comes_back_as_it_was_written(tmp_path: Path) -> None:
     shard = make_shard(alpha=0.6, shard=1, shards=2, incarnation=3)
     push(shard, *range(4))
-    shard.sample((3,), NOTHING_RUN)
+    shard.sample((3,), NOTHING_LEARNED)
     state = shard.capture()
     folder = SnapshotFolder(tmp_path / "a" / "b", keep=2)
     summary = folder.write(state)
@@ -98,7 +98,7 @@ def test_what_was_written_last_is_what_is_restored_whatever_happened_before(
                 ids = rng.integers(0, shard.inserted + 1, 8) + (incarnation << 40)
                 shard.update_priorities(PriorityUpdate(ids, rng.random(8).astype(np.float32)))
             elif move == "sample":
-                shard.sample((arguments[0],), NOTHING_RUN)
+                shard.sample((arguments[0],), NOTHING_LEARNED)
             elif move == "write":
                 last = shard.capture()
                 folder.write(last)
@@ -129,7 +129,9 @@ def test_what_was_written_last_is_what_is_restored_whatever_happened_before(
                 twin = make_shard(capacity=capacity, alpha=alpha, incarnation=incarnation)
                 twin.restore(last)
                 for one, two in zip(
-                    shard.sample((4, 2), NOTHING_RUN), twin.sample((4, 2), NOTHING_RUN), strict=True
+                    shard.sample((4, 2), NOTHING_LEARNED).batches,
+                    twin.sample((4, 2), NOTHING_LEARNED).batches,
+                    strict=True,
                 ):
                     assert one.ids.tolist() == two.ids.tolist()
                     assert one.probability.tolist() == two.probability.tolist()
