@@ -123,7 +123,7 @@ class ReplayProcess:
 
     def _capture(self, folder: SnapshotFolder) -> Callable[[], str]:
         state = self._shard.capture()
-        return lambda: f"snapshot {folder.write(state).number}"
+        return lambda: f"snapshot {folder.write(state)}"
 
 
 ReplayServer: Any = ray.remote(ReplayProcess)
