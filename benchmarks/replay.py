@@ -19,7 +19,7 @@ from benchmarks.rows import Row, alternate, row
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
-from common.types import AddReply, EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
+from common.types import NEVER_HEARD, EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
 from driver import ray_session
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
@@ -59,7 +59,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         learner=LearnerConfig(batch_size=_BATCH),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, NEVER_HEARD, source_hash()
     )
     shard = RayHandle(server, 0)
     ray.get(server.counts.remote(LearnerCounts(0, 0, None)))
@@ -67,7 +67,9 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     empty_bytes = _own_bytes(process_id)
     inserted_per_s = insert(shard, segments)
     full_bytes = _own_bytes(process_id)
-    local = make_shard(config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES)
+    local = make_shard(
+        config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES, predecessor=NEVER_HEARD
+    )
     for push in _pushes(segments):
         local.add(push)
     ours = _sampler(config, spec, shard)
@@ -115,7 +117,9 @@ def _snapshot_row(shard: ReplayShard, settings: dict[str, Any]) -> Row:
     transitions = len(state.masses)
 
     def save(folder: Path) -> float:
-        return transitions / SnapshotFolder(folder, keep=1).write(state).seconds
+        started_s = time.perf_counter()
+        SnapshotFolder(folder, keep=1).write(state)
+        return transitions / (time.perf_counter() - started_s)
 
     def write_raw(folder: Path) -> float:
         started_s = time.perf_counter()
@@ -158,13 +162,13 @@ def insert(shard: RayHandle, segments: list[bytes]) -> float:
     """Push everything with a bounded window, as an actor does; return transitions per second."""
     pushes = _pushes(segments)
     started_s = time.perf_counter()
-    window: deque[Pending[AddReply]] = deque()
+    window: deque[Pending[bool]] = deque()
     for push in pushes:
         if len(window) == _WINDOW:
-            assert window.popleft().result().accepted
+            assert window.popleft().result()
         window.append(shard.add(shard.prepare(push)))
     while window:
-        assert window.popleft().result().accepted
+        assert window.popleft().result()
     return sum(push.transitions for push in pushes) / (time.perf_counter() - started_s)
 
 

@@ -1,111 +1,85 @@
-"""What the shards took in, added up over the deaths of their processes."""
+"""What replay took in: what its shards last said, added up, over the deaths of their processes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass
-class _Lineage:
-    """One shard: what its dead incarnations said last, summed, and what the living one says."""
-
-    incarnation: int | None = None
-    is_alive: bool = True
-    inserts: int = 0
-    accepted: int = 0
-    episodes: int = 0
-    accepted_before: int = 0
-    episodes_before: int = 0
+from common.types import NEVER_HEARD, ShardCounts
 
 
 class ReplayTotals:
-    """Adds up counts that start again with each incarnation of a shard.
+    """The newest counts of each shard, and their sums.
 
-    A shard that died comes back from its last snapshot, so its stream goes back; what it had
-    accepted was accepted all the same. Of what it took in after its last word nobody knows.
+    A shard that died comes back from its last snapshot, so its stream goes back, and what it had
+    taken in after that snapshot is lost. What it had accepted was accepted all the same: it counts
+    that on by itself (see ShardCounts), and no sum of accepted transitions or games ever falls.
 
-    One thread only; the totals may be read from any.
+    One thread only; the sums may be read from any.
     """
 
     def __init__(self, shards: int) -> None:
         """Know nothing yet of `shards` shards."""
-        self._shards = [_Lineage() for _ in range(shards)]
+        self._newest = [NEVER_HEARD] * shards
+        self._dead: set[int] = set()
+        self._accepted = [0] * shards
+        self._episodes = [0] * shards
         self._lost = 0
 
     @property
-    def is_complete(self) -> bool:
-        """Whether every shard has said something."""
-        return all(shard.incarnation is not None for shard in self._shards)
+    def silent(self) -> set[int]:
+        """Shards that never said anything."""
+        return {k for k, counts in enumerate(self._newest) if counts == NEVER_HEARD}
 
     @property
     def inserts(self) -> int:
         """Positions of all streams, restored transitions included."""
-        return sum(shard.inserts for shard in self._shards)
+        return sum(counts.inserts for counts in self._newest)
+
+    @property
+    def transitions(self) -> int:
+        """Live transitions."""
+        return sum(counts.transitions for counts in self._newest)
 
     @property
     def accepted(self) -> int:
-        """Transitions accepted, over all shards and incarnations."""
-        return sum(shard.accepted_before + shard.accepted for shard in self._shards)
+        """Transitions accepted since this start of the run."""
+        return sum(self._accepted)
 
     @property
     def episodes(self) -> int:
-        """Training games that ended, over all shards and incarnations."""
-        return sum(shard.episodes_before + shard.episodes for shard in self._shards)
+        """Training games that ended since this start of the run."""
+        return sum(self._episodes)
 
     @property
     def lost(self) -> int:
         """Transitions that were inserted and died with their shard."""
         return self._lost
 
-    def by_the_dead(self, shard: int) -> tuple[int, int]:
-        """Return the transitions that a shard's dead incarnations accepted, and their games."""
-        return self._shards[shard].accepted_before, self._shards[shard].episodes_before
+    def newest(self, shard: int) -> ShardCounts:
+        """Return what a shard said last; NEVER_HEARD before it did."""
+        return self._newest[shard]
 
     def died(self, shard: int) -> None:
         """Take note that the incarnation heard of last is dead: what it still says is late."""
-        lineage = self._shards[shard]
-        lineage.is_alive = False
-        lineage.accepted_before += lineage.accepted
-        lineage.episodes_before += lineage.episodes
-        lineage.accepted = lineage.episodes = 0
+        self._dead.add(shard)
 
-    def update(
-        self,
-        shard: int,
-        *,
-        incarnation: int,
-        inserts: int,
-        accepted: int,
-        episodes: int,
-        by_the_dead: tuple[int, int] = (0, 0),
-    ) -> int:
-        """Take a shard's counts; return how many transitions its last restart lost, mostly 0.
+    def update(self, shard: int, counts: ShardCounts) -> bool:
+        """Take a shard's counts; return False for late ones, which change nothing.
 
-        `by_the_dead` is what `by_the_dead` says to somebody who may have heard of deaths that
-        nobody told here.
-
-        Counts that are older than the newest known, or another incarnation's before it, are late,
-        and are ignored: within an incarnation no count ever falls.
+        Late are counts older than the newest known, or of an incarnation that is dead: within an
+        incarnation no count ever falls.
         """
-        lineage = self._shards[shard]
-        known = lineage.incarnation
-        lost = 0
-        if known is not None:
-            newest = (known, lineage.inserts, lineage.episodes)
-            if (incarnation, inserts, episodes) < newest:
-                return 0
-            if incarnation == known and not lineage.is_alive:
-                return 0
-        if known is not None and incarnation > known:
-            restored = inserts - accepted
-            lost = max(0, lineage.inserts - restored)
-            # What the snapshot holds beyond the last word was accepted after it.
-            unheard = max(0, restored - lineage.inserts)
-            lineage.accepted_before += lineage.accepted + unheard
-            lineage.episodes_before += lineage.episodes
-            self._lost += lost
-        lineage.accepted_before = max(lineage.accepted_before, by_the_dead[0])
-        lineage.episodes_before = max(lineage.episodes_before, by_the_dead[1])
-        lineage.incarnation, lineage.is_alive = incarnation, True
-        lineage.inserts, lineage.accepted, lineage.episodes = inserts, accepted, episodes
-        return lost
+        known = self._newest[shard]
+        is_next = counts.incarnation > known.incarnation
+        if not is_next and (
+            shard in self._dead
+            or (counts.incarnation, counts.inserts, counts.episodes)
+            < (known.incarnation, known.inserts, known.episodes)
+        ):
+            return False
+        if is_next:
+            self._dead.discard(shard)
+            self._lost += max(0, known.inserts - counts.restored)
+        self._newest[shard] = counts
+        # Somebody here may have heard more of the dead than the driver, which told the living.
+        self._accepted[shard] = max(self._accepted[shard], counts.accepted)
+        self._episodes[shard] = max(self._episodes[shard], counts.episodes)
+        return True

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.types import EpisodeRecord, PhaseSeconds, WeightsVersion
+from common.types import EpisodeRecord, PhaseSeconds, ShardCounts, WeightsVersion
 
 
 class SaveStatus(NamedTuple):
@@ -32,23 +32,32 @@ class SaveStatus(NamedTuple):
 NEVER_SAVED = SaveStatus(attempts=0, path="", trouble="", held_s=math.nan, seconds=math.nan)
 
 
+class ShardHistory(NamedTuple):
+    """What a shard has counted since the run began: snapshots keep it.
+
+    Fields:
+      samples: transitions sampled.
+      stale_priority_updates: priorities that came for evicted or lost ids and were dropped.
+      duplicate_segments: segments pushed again and not inserted again.
+      refused_pushes: pushes answered "not yet".
+      refused_segments: segments that were corrupt and not inserted.
+    """
+
+    samples: int
+    stale_priority_updates: int
+    duplicate_segments: int
+    refused_pushes: int
+    refused_segments: int
+
+
 class ReplayReport(NamedTuple):
     """What one shard tells the driver, about once a second.
 
     Fields:
-      incarnation: how many times the shard was started before. What happened "ever" includes what
-        happened up to the snapshot that it was restored from, if it was.
-      transitions: live transitions.
+      counts: see ShardCounts.
+      history: see ShardHistory.
       bytes: bytes of the live segments as stored.
-      inserts: transitions ever inserted.
-      accepted: transitions inserted by this incarnation.
-      samples: transitions ever sampled.
       evicted: transitions ever evicted.
-      stale_priority_updates: priorities that came for evicted or lost ids and were dropped, ever.
-      duplicate_segments: segments pushed twice and inserted once, ever.
-      refused_pushes: pushes answered "not yet", ever.
-      refused_segments: segments that were corrupt and not inserted, ever.
-      ended_episodes: games whose records came into this incarnation.
       policy_lag_learner_steps: mean over the segments since the last report, learner step minus the
         acting version's, where that is the living learner's; NaN when there were none.
       actors: (index, incarnation, mean exploration rate of its environments) of the actors whose
@@ -59,18 +68,10 @@ class ReplayReport(NamedTuple):
       save: how its snapshots go.
     """
 
-    incarnation: int
-    transitions: int
+    counts: ShardCounts
+    history: ShardHistory
     bytes: int
-    inserts: int
-    accepted: int
-    samples: int
     evicted: int
-    stale_priority_updates: int
-    duplicate_segments: int
-    refused_pushes: int
-    refused_segments: int
-    ended_episodes: int
     policy_lag_learner_steps: float
     actors: tuple[tuple[int, int, float], ...]
     episodes: tuple[EpisodeRecord, ...]

@@ -223,26 +223,11 @@ class Push(NamedTuple):
     epsilon: float
 
 
-class AddReply(NamedTuple):
-    """Answer to a push.
-
-    Fields:
-      accepted: False means "not yet": nothing was stored, push the same again later.
-      duplicate_segments: segments of it that were stored before (a retry) and were not stored
-        again.
-    """
-
-    accepted: bool
-    duplicate_segments: int
-
-
 class LearnerCounts(NamedTuple):
-    """What the learner's client knows of the whole run.
-
-    Rides on each request, so that every shard's limiter knows it.
+    """What the learner tells a shard with each request: every shard's limiter has to know it.
 
     Fields:
-      samples: transitions sampled over all shards.
+      samples: transitions sampled over all shards, as the limiter counts them.
       inserts_elsewhere: transitions inserted into the other shards, as they last said.
       version: of the learner's weights as they are now; None before it told.
     """
@@ -253,35 +238,41 @@ class LearnerCounts(NamedTuple):
 
 
 class ShardCounts(NamedTuple):
-    """State of one shard, carried by every reply to the learner.
+    """What a shard tells with each reply to the learner and each report to the driver.
+
+    A shard that was started again counts on from what its dead incarnations last told the driver,
+    so whoever adds up the newest counts of all shards has the run's.
 
     Fields:
+      incarnation: how many times the shard was started before.
       inserts: transitions ever inserted into this shard: its position in its stream, what was
         restored from a snapshot included.
+      restored: the position at which this incarnation began, 0 without a snapshot.
       transitions: live transitions.
       mass: sum of (priority + 1e-6) ** alpha over them.
-      episodes: training games whose records came into this incarnation of the shard.
-      incarnation: how many times the shard was started before.
-      accepted: transitions inserted by this incarnation; restored ones are not among them.
-      accepted_before: transitions that dead incarnations accepted since this start of the run.
-      episodes_before: training games whose records came into those.
+      accepted: transitions inserted since this start of the run; of dead incarnations, those heard
+        of. What the run's first incarnation restored is not among them.
+      episodes: training games whose records came since then.
     """
 
+    incarnation: int
     inserts: int
+    restored: int
     transitions: int
     mass: float
-    episodes: int
-    incarnation: int
     accepted: int
-    accepted_before: int
-    episodes_before: int
+    episodes: int
+
+
+NEVER_HEARD = ShardCounts(
+    incarnation=-1, inserts=0, restored=0, transitions=0, mass=0.0, accepted=0, episodes=0
+)
 
 
 class SampledRows(NamedTuple):
     """Compressed rows drawn from one shard; B is 0 when the shard is empty.
 
     Fields:
-      counts: see ShardCounts.
       ids: int64[B], insertion ids.
       probability: float64[B], probability of each row in one draw from this shard.
       a_tm1: int32[B].
@@ -297,7 +288,6 @@ class SampledRows(NamedTuple):
       row_blocks: int32[B], blocks of each row.
     """
 
-    counts: ShardCounts
     ids: NDArray[np.int64]
     probability: NDArray[np.float64]
     a_tm1: NDArray[np.int32]
@@ -311,6 +301,18 @@ class SampledRows(NamedTuple):
     block_bytes: NDArray[np.int32]
     block_frames: NDArray[np.int32]
     row_blocks: NDArray[np.int32]
+
+
+class SampleReply(NamedTuple):
+    """A shard's answer to one request of the learner.
+
+    Fields:
+      counts: see ShardCounts.
+      batches: the rows of each batch that was asked for.
+    """
+
+    counts: ShardCounts
+    batches: tuple[SampledRows, ...]
 
 
 class Batch(NamedTuple):

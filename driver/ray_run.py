@@ -182,7 +182,7 @@ class RayRun:
             shard = ReplayServer.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,
-                self._reporter.totals.by_the_dead(index), source,
+                self._reporter.totals.newest(index), source,
             )  # fmt: skip
             self._descriptions[name] = (shard, shard.describe.remote())
             return shard
@@ -288,7 +288,7 @@ class RayRun:
     def _hear(self, shards: dict[int, ReplayReport]) -> None:
         """Take a shard's report, and a push it tells of, as a sign of life."""
         for index, shard in shards.items():
-            self._crew.heard(("replay", index), shard.incarnation)
+            self._crew.heard(("replay", index), shard.counts.incarnation)
         pushed = set()
         for actor, incarnation, _ in [one for shard in shards.values() for one in shard.actors]:
             self._crew.heard(("actor", actor), incarnation)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from common.types import NEVER_HEARD
 from driver.plan import Plan
 from replay.assembly import make_shard, restore
 from replay.handles import LocalHandle
@@ -27,7 +28,12 @@ class SerialReplay:
         indices = range(config.replay.shards)
         self.shards: Sequence[ReplayShard] = [
             make_shard(
-                config, plan.spec, shard=k, incarnation=incarnation, max_bytes=plan.max_bytes
+                config,
+                plan.spec,
+                shard=k,
+                incarnation=incarnation,
+                max_bytes=plan.max_bytes,
+                predecessor=NEVER_HEARD,
             )
             for k in indices
         ]

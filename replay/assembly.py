@@ -9,7 +9,7 @@ import numpy as np
 from common.config import Config
 from common.schema import one_line
 from common.seeding import derive_seed
-from common.types import EnvironmentSpec
+from common.types import EnvironmentSpec, ShardCounts
 from replay.decoding import Decoder
 from replay.handles import ShardHandle
 from replay.prioritized import PrioritizedReplay
@@ -31,7 +31,13 @@ def make_limiter(config: Config) -> RateLimiter:
 
 
 def make_shard(
-    config: Config, spec: EnvironmentSpec, *, shard: int, incarnation: int, max_bytes: int
+    config: Config,
+    spec: EnvironmentSpec,
+    *,
+    shard: int,
+    incarnation: int,
+    max_bytes: int,
+    predecessor: ShardCounts,
 ) -> ReplayShard:
     """Return an empty shard.
 
@@ -41,6 +47,7 @@ def make_shard(
       shard: index of the shard.
       incarnation: how many times it was started before.
       max_bytes: most bytes over all shards.
+      predecessor: what was last heard of its dead incarnations; see ReplayShard.
     """
     capacity = config.replay.capacity // config.replay.shards
     storage = SegmentStorage(
@@ -62,6 +69,7 @@ def make_shard(
         limiter=make_limiter(config),
         shards=config.replay.shards,
         observation=spec.observation,
+        predecessor=predecessor,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from common.types import AddReply, LearnerCounts, PriorityUpdate, Push, SampledRows, ShardCounts
+from common.types import LearnerCounts, PriorityUpdate, Push, SampleReply, ShardCounts
 from replay.handles import Pending, ShardLost
 
 # A shard answers within milliseconds; one that is silent so long is stuck or gone.
@@ -59,17 +59,17 @@ class RayHandle:
         """Put the push into the object store."""
         return ray.put(push)
 
-    def add(self, prepared: Any) -> Pending[AddReply]:
+    def add(self, prepared: Any) -> Pending[bool]:
         """Offer a push."""
         return self._pending(self._server.add.remote(prepared), "add")
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> Pending[SampleReply]:
         """Ask for so many rows for each of several batches."""
-        return self._pending(self._server.sample.remote(rows, run), "sample")
+        return self._pending(self._server.sample.remote(rows, learner), "sample")
 
-    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
+    def counts(self, learner: LearnerCounts) -> Pending[ShardCounts]:
         """Ask for counts."""
-        return self._pending(self._server.counts.remote(run), "counts")
+        return self._pending(self._server.counts.remote(learner), "counts")
 
     def update_priorities(self, update: PriorityUpdate) -> Pending[int]:
         """Send new priorities."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar
 
-from common.types import AddReply, LearnerCounts, PriorityUpdate, Push, SampledRows, ShardCounts
+from common.types import LearnerCounts, PriorityUpdate, Push, SampleReply, ShardCounts
 from replay.shard import ReplayShard
 
 # Rows, asked for or updated, that make a call through Ray worth its cost: docs/decisions.md.
@@ -46,16 +46,16 @@ class ShardHandle(Protocol):
         """Return what `add` takes; made once for a push, however often it has to be offered."""
         ...
 
-    def add(self, prepared: Any) -> Pending[AddReply]:
-        """Offer a push."""
+    def add(self, prepared: Any) -> Pending[bool]:
+        """Offer a push; False says "not yet"."""
         ...
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> Pending[SampleReply]:
         """Ask for so many rows for each of several batches."""
         ...
 
-    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
-        """Ask for the shard's counts and tell it the run's."""
+    def counts(self, learner: LearnerCounts) -> Pending[ShardCounts]:
+        """Ask for the shard's counts and tell it the learner's."""
         ...
 
     def update_priorities(self, update: PriorityUpdate) -> Pending[int]:
@@ -89,17 +89,17 @@ class LocalHandle:
         """Return the push itself."""
         return push
 
-    def add(self, prepared: Push) -> Pending[AddReply]:
+    def add(self, prepared: Push) -> Pending[bool]:
         """Insert now."""
         return Done(self._shard.add(prepared))
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> Pending[tuple[SampledRows, ...]]:
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> Pending[SampleReply]:
         """Sample now."""
-        return Done(self._shard.sample(rows, run))
+        return Done(self._shard.sample(rows, learner))
 
-    def counts(self, run: LearnerCounts) -> Pending[ShardCounts]:
+    def counts(self, learner: LearnerCounts) -> Pending[ShardCounts]:
         """Count now."""
-        return Done(self._shard.counts(run))
+        return Done(self._shard.counts(learner))
 
     def update_priorities(self, update: PriorityUpdate) -> Pending[int]:
         """Update now."""

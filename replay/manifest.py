@@ -16,9 +16,10 @@ from typing import Annotated, Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from common.reports import ShardHistory
 from common.schema import SHARE, Count, fit, from_zero
 from common.types import ObservationSpec, SegmentName
-from replay.state import ShardHistory, ShardState, SnapshotError
+from replay.state import ShardState, SnapshotError
 
 _MAGIC = b"TRSS"
 _FORMAT = 1
@@ -110,7 +111,7 @@ def pack_manifest(manifest: Manifest) -> Iterator[bytes | memoryview]:
         "alpha": state.alpha,
         "inserted": state.inserted,
         "rng": state.rng,
-        "counters": state.counters._asdict(),
+        "counters": state.history._asdict(),
         "lengths": [len(arrays[name]) for name, _ in _ARRAYS],
         "runs": [[*run.chunk, run.offset, run.num_segments] for run in manifest.runs],
     }
@@ -176,7 +177,7 @@ def _unpack(packed: bytes, json_bytes: int) -> Manifest:
         masses=arrays["masses"],
         names=tuple(SegmentName(*name) for name in arrays["names"].reshape(-1, 3).tolist()),
         rng=plain["rng"],
-        counters=ShardHistory(**plain["counters"]),
+        history=ShardHistory(**plain["counters"]),
     )
     return Manifest(state, arrays["sizes"], runs)
 

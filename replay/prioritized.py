@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.seeding import expect_generator_state
-from common.types import PriorityUpdate, SampledRows, ShardCounts
+from common.types import PriorityUpdate, SampledRows
 from replay.state import ShardState, SnapshotError
 from replay.storage import Added, SegmentStorage, position_of
 from replay.sum_tree import SumTree
@@ -72,6 +72,11 @@ class PrioritizedReplay:
         """The segments."""
         return self._storage
 
+    @property
+    def mass(self) -> float:
+        """Sum of (priority + 1e-6) ** alpha over the live transitions."""
+        return self._tree.total
+
     def add(self, packed: bytes) -> Added | None:
         """Insert one packed segment; see SegmentStorage.add."""
         added = self._storage.add(packed)
@@ -95,20 +100,6 @@ class PrioritizedReplay:
         if np.any(live):
             self._tree.set(slots[live], self._mass(update.priority[live]))
         return int(np.count_nonzero(~live))
-
-    def counts(self) -> ShardCounts:
-        """Return the state that rides on every reply; of episodes only the shard knows."""
-        storage = self._storage
-        return ShardCounts(
-            inserts=storage.inserted,
-            transitions=len(storage),
-            mass=self._tree.total,
-            episodes=0,
-            incarnation=storage.incarnation,
-            accepted=storage.accepted,
-            accepted_before=0,
-            episodes_before=0,
-        )
 
     def masses(self) -> NDArray[np.float64]:
         """Return float64[N], the mass of each live transition, oldest first; a copy."""
@@ -173,7 +164,6 @@ class PrioritizedReplay:
             block_bytes += [end - start for start, end in pairwise(bounds)]
             block_frames += segment.block_frames[first : first + count]
         return SampledRows(
-            counts=self.counts(),
             ids=rows["id"].copy(),
             probability=self._tree.get(slots) / max(self._tree.total, np.finfo(np.float64).tiny),
             a_tm1=rows["a_tm1"].copy(),

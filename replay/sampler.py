@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.replay_totals import ReplayTotals
-from common.types import Batch, LearnerCounts, SampledRows, ShardCounts, WeightsVersion
+from common.types import (
+    NEVER_HEARD,
+    Batch,
+    LearnerCounts,
+    SampledRows,
+    SampleReply,
+    ShardCounts,
+    WeightsVersion,
+)
 from replay.decoding import Decoder
 from replay.handles import Pending, ShardHandle, ShardLost
 from replay.rate_limiter import RateLimiter
@@ -20,17 +28,6 @@ from replay.storage import shard_of
 
 # How long a thread that found nothing to sample waits for the shards' counts before it says so.
 _POLL_S = 0.02
-
-_UNKNOWN = ShardCounts(
-    inserts=0,
-    transitions=0,
-    mass=0.0,
-    episodes=0,
-    incarnation=-1,
-    accepted=0,
-    accepted_before=0,
-    episodes_before=0,
-)
 
 # Until a shard that does not answer is asked again.
 _LOST_RETRY_S = 0.5
@@ -85,7 +82,7 @@ class _Request(NamedTuple):
 
     shares: NDArray[np.float64]
     splits: NDArray[np.int64]
-    asked: list[tuple[int, int, Pending[tuple[SampledRows, ...]]]]
+    asked: list[tuple[int, int, Pending[SampleReply]]]
 
 
 class ReplaySampler:
@@ -157,7 +154,6 @@ class ReplaySampler:
         self._rng = rng
         self._in_flight = in_flight
         self._batches_per_request = max(1, rows_per_request // batch_size)
-        self._counts = [_UNKNOWN for _ in shards]
         self._totals = ReplayTotals(len(shards))
         self._missed: set[int] = set()  # shards that did not answer when the others were set in
         self._lost_until_s = [-math.inf] * len(shards)
@@ -187,8 +183,8 @@ class ReplaySampler:
 
     @property
     def size(self) -> int:
-        """Live transitions over all shards, as they last said."""
-        return sum(counts.transitions for counts in self._counts)
+        """Live transitions over all shards that answer, as they last said."""
+        return sum(counts.transitions for counts in self._drawable())
 
     @property
     def episodes(self) -> int:
@@ -215,11 +211,11 @@ class ReplaySampler:
           then is set in alike.
         """
         deadline_s = self._clock() + timeout_s
-        while not self._totals.is_complete and self._clock() < deadline_s:
+        while self._totals.silent and self._clock() < deadline_s:
             self._poll(_POLL_S)
         self._samples = self._limiter.samples_due(self.inserts)
-        self._missed = {k for k, counts in enumerate(self._counts) if counts.incarnation < 0}
-        return self._totals.is_complete
+        self._missed = self._totals.silent
+        return not self._missed
 
     def refresh(self, timeout_s: float) -> None:
         """Ask every shard for its counts and wait for the answers, at most so long."""
@@ -242,7 +238,7 @@ class ReplaySampler:
             if not self._requests:
                 self._poll(_POLL_S)
                 return None
-            if not all(counts.transitions for counts in self._counts):
+            if not all(counts.transitions for counts in self._drawable()):
                 # A shard that was empty is asked for no rows, so no reply tells that it filled.
                 self._poll(0.0)
             self._receive(self._requests.popleft())
@@ -251,7 +247,7 @@ class ReplaySampler:
 
     def _request(self) -> None:
         while len(self._requests) < self._in_flight and (batches := self._allowed_batches()):
-            masses = np.array([c.mass if c.transitions else 0.0 for c in self._counts])
+            masses = np.array([c.mass if c.transitions else 0.0 for c in self._drawable()])
             if masses.sum() <= 0.0:
                 return
             self._samples += batches * self._batch_size
@@ -261,8 +257,8 @@ class ReplaySampler:
             asked = []
             for shard, column in enumerate(splits.T):
                 if rows := tuple(column[column > 0].tolist()):
-                    pending = self._shards[shard].sample(rows, self._run_counts(shard))
-                    asked.append((shard, self._counts[shard].incarnation, pending))
+                    pending = self._shards[shard].sample(rows, self._learner_counts(shard))
+                    asked.append((shard, self._totals.newest(shard).incarnation, pending))
             self._requests.append(_Request(masses / masses.sum(), splits, asked))
 
     def _allowed_batches(self) -> int:
@@ -283,19 +279,18 @@ class ReplaySampler:
         for shard, known, pending in request.asked:
             column = request.splits[:, shard]
             try:
-                replies = pending.result()
+                counts, batches = pending.result()
             except ShardLost:
                 self._lose(shard)
                 is_whole = False
                 continue
-            for batch, reply in zip(np.flatnonzero(column), replies, strict=True):
-                rows = int(column[batch])
-                if len(reply.ids) != rows:
+            self._take(shard, counts)
+            for batch, rows in zip(np.flatnonzero(column), batches, strict=True):
+                if len(rows.ids) != column[batch]:
                     # Only one that took the place of another may hold less than is known.
-                    assert reply.counts.incarnation > known, (shard, rows, len(reply.ids))
+                    assert counts.incarnation > known, (shard, int(column[batch]), len(rows.ids))
                     is_whole = False
-                self._take(shard, reply.counts)
-                drawn[batch].append((float(request.shares[shard]), reply))
+                drawn[batch].append((float(request.shares[shard]), rows))
         if is_whole:
             self._drawn.extend(drawn)
         else:
@@ -303,41 +298,40 @@ class ReplaySampler:
 
     def _take(self, shard: int, counts: ShardCounts) -> None:
         """Believe a shard's counts, unless newer ones came before them."""
-        newest = self._counts[shard]
-        if (counts.incarnation, counts.inserts) < (newest.incarnation, newest.inserts):
+        inserts, lost = self.inserts, self._totals.lost
+        if not self._totals.update(shard, counts):
             return
-        inserts = self.inserts
-        lost = self._totals.update(
-            shard,
-            incarnation=counts.incarnation,
-            inserts=counts.inserts,
-            accepted=counts.accepted,
-            episodes=counts.episodes,
-            by_the_dead=(counts.accepted_before, counts.episodes_before),
-        )
-        if lost:
+        if lost := self._totals.lost - lost:
             self._samples = self._limiter.rebase(inserts, self._samples, lost)
         if shard in self._missed:
             self._missed.discard(shard)
             due = self._limiter.samples_due
             self._samples += due(self.inserts) - due(inserts)
-        self._counts[shard] = counts
         self._lost_until_s[shard] = -math.inf
 
     def _lose(self, shard: int) -> None:
         """Draw from a shard no more until it answers again."""
-        self._counts[shard] = self._counts[shard]._replace(transitions=0, mass=0.0)
         self._lost_until_s[shard] = self._clock() + _LOST_RETRY_S
 
+    def _is_lost(self, shard: int) -> bool:
+        return self._lost_until_s[shard] > -math.inf
+
+    def _drawable(self) -> list[ShardCounts]:
+        """Return the newest counts of each shard, of one that is lost those of nothing."""
+        return [
+            NEVER_HEARD if self._is_lost(shard) else self._totals.newest(shard)
+            for shard in range(len(self._shards))
+        ]
+
     def _poll(self, timeout_s: float) -> None:
-        """Ask the shards for their counts, which also tells them the run's.
+        """Ask the shards for their counts, which also tells them the learner's.
 
         Wait at most so long for an answer; those that come later are taken in by the next call.
         """
         if not self._polls:
             now_s = self._clock()
             self._polls = [
-                (shard, handle.counts(self._run_counts(shard)))
+                (shard, handle.counts(self._learner_counts(shard)))
                 for shard, handle in enumerate(self._shards)
                 if now_s >= self._lost_until_s[shard]
             ]
@@ -356,13 +350,12 @@ class ReplaySampler:
                 self._lose(shard)
         self._polls = waiting
 
-    def _run_counts(self, shard: int) -> LearnerCounts:
+    def _learner_counts(self, shard: int) -> LearnerCounts:
         # A new process may hold less than the samples were drawn from: told of them before they are
         # rebased, it would let the actors run far ahead.
-        is_lost = self._lost_until_s[shard] > -math.inf
         return LearnerCounts(
-            samples=0 if is_lost else self._samples,
-            inserts_elsewhere=self.inserts - self._counts[shard].inserts,
+            samples=0 if self._is_lost(shard) else self._samples,
+            inserts_elsewhere=self.inserts - self._totals.newest(shard).inserts,
             version=self.version,
         )
 

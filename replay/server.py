@@ -19,12 +19,11 @@ from common.reports import ReplayReport
 from common.save_thread import SaveThread
 from common.source import expect_source
 from common.types import (
-    AddReply,
     EnvironmentSpec,
     LearnerCounts,
     PriorityUpdate,
     Push,
-    SampledRows,
+    SampleReply,
     ShardCounts,
 )
 from replay.assembly import make_shard, restore
@@ -42,7 +41,7 @@ class ReplayProcess:
         incarnation: int,
         max_bytes: int,
         snapshots: os.PathLike[str] | None,
-        before: tuple[int, int],
+        predecessor: ShardCounts,
         source: str,
     ) -> None:
         """Make the shard; it goes on from its newest snapshot, if it has one.
@@ -54,15 +53,19 @@ class ReplayProcess:
           incarnation: how many times it was started before.
           max_bytes: most bytes over all shards.
           snapshots: folder of the shard's snapshots, None for none.
-          before: transitions that the shard's dead incarnations accepted since this start of the
-            run, and their games.
+          predecessor: what the driver last heard of the shard's dead incarnations since this start
+            of the run, NEVER_HEARD where that is nothing.
           source: the driver's source hash.
         """
         expect_source(source, f"replay shard {shard}")
         self._shard = make_shard(
-            config, spec, shard=shard, incarnation=incarnation, max_bytes=max_bytes
+            config,
+            spec,
+            shard=shard,
+            incarnation=incarnation,
+            max_bytes=max_bytes,
+            predecessor=predecessor,
         )
-        self._shard.succeed(*before)
         self._saver = SaveThread("snapshot")
         self._folder: SnapshotFolder | None = None
         self._description = ""
@@ -75,17 +78,17 @@ class ReplayProcess:
         """Return one line on what it was restored from, "" if there was nothing."""
         return self._description
 
-    def add(self, push: Push) -> AddReply:
+    def add(self, push: Push) -> bool:
         """See ReplayShard.add."""
         return self._shard.add(push)
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> SampleReply:
         """See ReplayShard.sample."""
-        return self._shard.sample(rows, run)
+        return self._shard.sample(rows, learner)
 
-    def counts(self, run: LearnerCounts) -> ShardCounts:
+    def counts(self, learner: LearnerCounts) -> ShardCounts:
         """See ReplayShard.counts."""
-        return self._shard.counts(run)
+        return self._shard.counts(learner)
 
     def update_priorities(self, update: PriorityUpdate) -> int:
         """See ReplayShard.update_priorities."""
@@ -93,7 +96,7 @@ class ReplayProcess:
 
     def report(self) -> ReplayReport:
         """See ReplayShard.report."""
-        return self._shard.report()._replace(save=self._saver.status)
+        return self._shard.report(self._saver.status)
 
     def alive(self) -> Alive:
         """Return who this is; that it answers says that it is at work."""
@@ -120,7 +123,7 @@ class ReplayProcess:
 
     def _capture(self, folder: SnapshotFolder) -> Callable[[], str]:
         state = self._shard.capture()
-        return lambda: f"snapshot {folder.write(state).number}"
+        return lambda: f"snapshot {folder.write(state)}"
 
 
 ReplayServer: Any = ray.remote(ReplayProcess)

@@ -10,21 +10,21 @@ from numpy.typing import NDArray
 
 from common.metrics import PhaseTimer, merge
 from common.packing import PackingError, segment_fingerprint
-from common.reports import NEVER_SAVED, ReplayReport
+from common.reports import NEVER_SAVED, ReplayReport, SaveStatus, ShardHistory
 from common.types import (
-    AddReply,
+    NEVER_HEARD,
     EpisodeRecord,
     LearnerCounts,
     ObservationSpec,
     PhaseSeconds,
     PriorityUpdate,
     Push,
-    SampledRows,
+    SampleReply,
     ShardCounts,
 )
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
-from replay.state import ShardHistory, ShardState, SnapshotError
+from replay.state import ShardState, SnapshotError
 from replay.waiting_line import WaitingLine
 
 
@@ -44,6 +44,7 @@ class ReplayShard:
         limiter: RateLimiter,
         shards: int,
         observation: ObservationSpec,
+        predecessor: ShardCounts,
     ) -> None:
         """Prepare to answer.
 
@@ -52,13 +53,17 @@ class ReplayShard:
           limiter: the run's rate limiter.
           shards: shards in the run.
           observation: what the segments' frames are.
+          predecessor: what was last heard of the shard's dead incarnations since this start of the
+            run: this one counts on from there. NEVER_HEARD for the first.
         """
         self._replay = replay
         self._limiter = limiter
         self._shards = shards
         self._observation = observation
         self._line = WaitingLine()
-        self._run = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
+        self._learner = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
+        self._predecessor = predecessor
+        self._accepted_before = predecessor.accepted
         self._samples = 0
         self._stale = 0
         self._duplicates = 0
@@ -67,8 +72,7 @@ class ReplayShard:
         self._lags: list[float] = []
         self._actors: dict[tuple[int, int], float] = {}  # their exploration rates
         self._episodes: list[EpisodeRecord] = []
-        self._ended_episodes = 0
-        self._before = (0, 0)
+        self._ended_episodes = predecessor.episodes
         self._actor_phases: list[PhaseSeconds] = []
         self._timer = PhaseTimer()
 
@@ -82,27 +86,19 @@ class ReplayShard:
         """How many times this shard was started before."""
         return self._replay.storage.incarnation
 
-    def succeed(self, accepted: int, episodes: int) -> None:
-        """Take over from dead incarnations: whoever counts the run's has to count theirs, too.
-
-        Args:
-          accepted: transitions that they accepted since this start of the run.
-          episodes: training games whose records came into them.
-        """
-        self._before = (accepted, episodes)
-
     @property
     def accepted(self) -> int:
-        """Transitions inserted by this incarnation."""
-        return self._replay.storage.accepted
+        """Transitions accepted since this start of the run; see ShardCounts."""
+        storage = self._replay.storage
+        return self._accepted_before + storage.inserted - storage.restored
 
     @property
     def ended_episodes(self) -> int:
-        """Training games whose records came into this incarnation."""
+        """Training games whose records came since this start of the run."""
         return self._ended_episodes
 
-    def add(self, push: Push) -> AddReply:
-        """Insert a push, or answer "not yet".
+    def add(self, push: Push) -> bool:
+        """Insert a push and return True, or return False: not yet, offer the same again later.
 
         A corrupt segment is left out and counted: whoever sent it can do nothing about it.
 
@@ -112,7 +108,7 @@ class ReplayShard:
         with self._timer.phase("add"):
             if not self._has_room(push):
                 self._refused += 1
-                return AddReply(accepted=False, duplicate_segments=0)
+                return False
             inserted = duplicates = 0
             for packed in push.segments:
                 try:
@@ -132,23 +128,19 @@ class ReplayShard:
                 self._ended_episodes += len(push.episodes)
                 self._actor_phases.append(push.phases)
             self._duplicates += duplicates
-            return AddReply(accepted=True, duplicate_segments=duplicates)
+            return True
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> SampleReply:
         """Draw so many rows for each of several batches; the caller has asked its limiter."""
         with self._timer.phase("sample"):
-            self._run = run
-            replies = []
-            for num in rows:
-                reply = self._replay.sample(num)
-                self._samples += len(reply.ids)
-                replies.append(reply._replace(counts=self._with_episodes(reply.counts)))
-            return tuple(replies)
+            self._learner = learner
+            self._samples += sum(rows) if len(self._replay.storage) else 0
+            return SampleReply(self._counts(), tuple(map(self._replay.sample, rows)))
 
-    def counts(self, run: LearnerCounts) -> ShardCounts:
-        """Return this shard's counts and take the run's."""
-        self._run = run
-        return self._with_episodes(self._replay.counts())
+    def counts(self, learner: LearnerCounts) -> ShardCounts:
+        """Return this shard's counts and take the learner's."""
+        self._learner = learner
+        return self._counts()
 
     def update_priorities(self, update: PriorityUpdate) -> int:
         """Set new priorities; return how many came too late."""
@@ -157,28 +149,24 @@ class ReplayShard:
             self._stale += stale
             return stale
 
-    def report(self) -> ReplayReport:
-        """Return what happened since the last report; call it from one place only."""
+    def report(self, save: SaveStatus = NEVER_SAVED) -> ReplayReport:
+        """Return what happened since the last report; call it from one place only.
+
+        Args:
+          save: how its snapshots go, where they are written beside the work.
+        """
         storage = self._replay.storage
         report = ReplayReport(
-            incarnation=storage.incarnation,
-            transitions=len(storage),
+            counts=self._counts(),
+            history=self._history(),
             bytes=storage.num_bytes,
-            inserts=storage.inserted,
-            accepted=storage.accepted,
-            samples=self._samples,
             evicted=storage.evicted,
-            stale_priority_updates=self._stale,
-            duplicate_segments=self._duplicates,
-            refused_pushes=self._refused,
-            refused_segments=self._refused_segments,
-            ended_episodes=self._ended_episodes,
             policy_lag_learner_steps=sum(self._lags) / len(self._lags) if self._lags else math.nan,
             actors=tuple(sorted((*name, epsilon) for name, epsilon in self._actors.items())),
             episodes=tuple(self._episodes),
             actor_phases=merge(self._actor_phases),
             phases=self._timer.drain(),
-            save=NEVER_SAVED,
+            save=save,
         )
         self._lags, self._episodes, self._actor_phases = [], [], []
         self._actors = {}
@@ -204,13 +192,7 @@ class ReplayShard:
                 masses=replay.masses(),
                 names=storage.names(),
                 rng=replay.rng_state,
-                counters=ShardHistory(
-                    samples=self._samples,
-                    stale_priority_updates=self._stale,
-                    duplicate_segments=self._duplicates,
-                    refused_pushes=self._refused,
-                    refused_segments=self._refused_segments,
-                ),
+                history=self._history(),
             )
 
     def restore(self, state: ShardState) -> None:
@@ -243,20 +225,25 @@ class ReplayShard:
             self._replay.restore(state)
         except PackingError as error:
             raise SnapshotError(str(error)) from error
-        self._samples = state.counters.samples
-        self._stale = state.counters.stale_priority_updates
-        self._duplicates = state.counters.duplicate_segments
-        self._refused = state.counters.refused_pushes
-        self._refused_segments = state.counters.refused_segments
+        if self._predecessor != NEVER_HEARD:
+            # What a snapshot holds beyond the last word was accepted after it.
+            self._accepted_before += max(0, state.inserted - self._predecessor.inserts)
+        (
+            self._samples,
+            self._stale,
+            self._duplicates,
+            self._refused,
+            self._refused_segments,
+        ) = state.history
 
     def _has_room(self, push: Push) -> bool:
         """Return whether the push may come in now; if not, it gets or keeps its place in line."""
         if not push.segments:
             return True  # records take no room
         key = segment_fingerprint(push.segments[0])
-        inserts = self._replay.storage.inserted + self._run.inserts_elsewhere
+        inserts = self._replay.storage.inserted + self._learner.inserts_elsewhere
         if self._limiter.can_insert(
-            inserts, self._run.samples, push.transitions, promised=self._line.ahead_of(key)
+            inserts, self._learner.samples, push.transitions, promised=self._line.ahead_of(key)
         ):
             self._line.leave(key)
             return True
@@ -272,16 +259,29 @@ class ReplayShard:
         Args:
           versions: int64[T, 2], WeightsVersion of each transition.
         """
-        if self._run.version is None:
+        if self._learner.version is None:
             return []
         incarnation, step = versions.T
-        of_now = step[incarnation == self._run.version.incarnation]
-        return [self._run.version.learner_step - float(of_now.mean())] if len(of_now) else []
+        of_now = step[incarnation == self._learner.version.incarnation]
+        return [self._learner.version.learner_step - float(of_now.mean())] if len(of_now) else []
 
-    def _with_episodes(self, counts: ShardCounts) -> ShardCounts:
-        accepted_before, episodes_before = self._before
-        return counts._replace(
+    def _counts(self) -> ShardCounts:
+        storage = self._replay.storage
+        return ShardCounts(
+            incarnation=storage.incarnation,
+            inserts=storage.inserted,
+            restored=storage.restored,
+            transitions=len(storage),
+            mass=self._replay.mass,
+            accepted=self.accepted,
             episodes=self._ended_episodes,
-            accepted_before=accepted_before,
-            episodes_before=episodes_before,
+        )
+
+    def _history(self) -> ShardHistory:
+        return ShardHistory(
+            samples=self._samples,
+            stale_priority_updates=self._stale,
+            duplicate_segments=self._duplicates,
+            refused_pushes=self._refused,
+            refused_segments=self._refused_segments,
         )

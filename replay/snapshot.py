@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -52,29 +51,11 @@ _BATCH_BYTES = 1 << 20
 _Key = tuple[int, bytes]
 
 
-class SnapshotSummary(NamedTuple):
-    """What one `write` did.
-
-    Fields:
-      number: of the snapshot; later ones have higher numbers.
-      transitions: it holds.
-      bytes_written: to the disk, by this call.
-      bytes_total: of all files in the folder, those of earlier snapshots included.
-      seconds: it took.
-    """
-
-    number: int
-    transitions: int
-    bytes_written: int
-    bytes_total: int
-    seconds: float
-
-
 class FoundSnapshot(NamedTuple):
     """The newest snapshot that is whole.
 
     Fields:
-      number: as in SnapshotSummary.
+      number: higher than those of the snapshots before it.
       state: the shard's.
       damaged: newer snapshots that had to be passed over, each with the reason, in one line.
     """
@@ -138,15 +119,14 @@ class SnapshotFolder:
         self._last_snapshot = 0
         self._last_chunk = 0
 
-    def write(self, state: ShardState) -> SnapshotSummary:
-        """Write a snapshot, delete old ones, and return what that took.
+    def write(self, state: ShardState) -> int:
+        """Write a snapshot, delete old ones, and return its number.
 
         Raises:
           OSError: the disk is full, gone or read-only. What was begun is removed if possible, the
             earlier snapshots are as they were, and the next call tries again. Should only deleting
             old files fail, the new snapshot is there.
         """
-        started_s = time.perf_counter()
         self._prepare()
         keys = list(
             zip(state.first_ids.tolist(), map(segment_fingerprint, state.segments), strict=True)
@@ -156,20 +136,16 @@ class SnapshotFolder:
         most = max(_CHUNK_BYTES, int(sizes.sum()) // _CHUNKS_OF_ALL)
         number = self._last_snapshot + 1
         begun: list[Path] = []
-        written = 0
         try:
             runs: list[Run] = []
             for piece in pieces:
                 if piece.run is not None:
                     runs.append(piece.run)
                     continue
-                for run in self._write_chunks(
-                    state.segments[piece.first : piece.stop], most, begun
-                ):
-                    runs.append(run)
-                    written += run.chunk.num_bytes
+                segments = state.segments[piece.first : piece.stop]
+                runs += self._write_chunks(segments, most, begun)
             manifest = Manifest(state, sizes, tuple(runs))
-            written += self._write_manifest(manifest, number, begun)
+            self._write_manifest(manifest, number, begun)
         except BaseException:
             self._damaged.add(number)  # should its manifest resist
             for path in reversed(begun):  # the manifest before what it names
@@ -177,9 +153,8 @@ class SnapshotFolder:
                     remove(path)
             raise
         self._adopt(number, keys, manifest)
-        total = self._remove_outdated()
-        seconds = time.perf_counter() - started_s
-        return SnapshotSummary(number, len(state.masses), written, total, seconds)
+        self._remove_outdated()
+        return number
 
     def read_newest(self) -> FoundSnapshot | None:
         """Return the newest snapshot that is whole, None where there is no snapshot at all.
@@ -309,14 +284,13 @@ class SnapshotFolder:
             num_bytes, checksum = _write_chunk(path, map(b"".join, _groups(group, _BATCH_BYTES)))
             yield Run(Chunk(self._last_chunk, num_bytes, checksum), 0, len(group))
 
-    def _write_manifest(self, manifest: Manifest, number: int, begun: list[Path]) -> int:
-        """Make the snapshot appear; return the manifest's bytes."""
+    def _write_manifest(self, manifest: Manifest, number: int, begun: list[Path]) -> None:
+        """Make the snapshot appear."""
         path = self._manifest_path(number)
         begun.append(path)
         parts = list(pack_manifest(manifest))
         sync_folder(self._folder)  # the chunks are in it before the manifest is
         write_whole(path, parts)
-        return sum(map(len, parts))
 
     def _adopt(self, number: int, keys: Sequence[_Key], manifest: Manifest) -> None:
         """Go on from this snapshot."""
@@ -332,8 +306,8 @@ class SnapshotFolder:
                 offset += size
             first = stop
 
-    def _remove_outdated(self) -> int:
-        """Delete what the kept snapshots do not need; return the bytes that stay."""
+    def _remove_outdated(self) -> None:
+        """Delete what the kept snapshots do not need."""
         kept = sorted(self._chunks_of)[-self._keep :]
         self._chunks_of = {number: self._chunks_of[number] for number in kept}
         for number in set(self._numbers(_MANIFEST)) - set(kept):
@@ -342,9 +316,6 @@ class SnapshotFolder:
         needed = frozenset().union(*self._chunks_of.values())
         for chunk in set(self._numbers(_CHUNK)) - needed:
             remove(self._chunk_path(chunk))
-        paths = [self._manifest_path(number) for number in kept]
-        paths += [self._chunk_path(chunk) for chunk in needed]
-        return sum(path.stat().st_size for path in paths if path.exists())
 
 
 def _chunk_numbers(manifest: Manifest) -> frozenset[int]:

@@ -7,29 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from common.reports import ShardHistory
 from common.types import ObservationSpec, SegmentName
 
 
 class SnapshotError(ValueError):
     """A snapshot that is damaged, or one that does not belong here."""
-
-
-class ShardHistory(NamedTuple):
-    """What a shard has counted since the run began, over all its incarnations.
-
-    Fields:
-      samples: transitions sampled.
-      stale_priority_updates: priorities that came for transitions that were gone.
-      duplicate_segments: segments pushed again and not inserted again.
-      refused_pushes: pushes answered "not yet".
-      refused_segments: corrupt segments.
-    """
-
-    samples: int
-    stale_priority_updates: int
-    duplicate_segments: int
-    refused_pushes: int
-    refused_segments: int
 
 
 class ShardState(NamedTuple):
@@ -50,7 +33,7 @@ class ShardState(NamedTuple):
       names: segments lately inserted, live or not, oldest first.
       rng: state of the generator that draws samples, as numpy's `bit_generator.state`; only what
         JSON can hold.
-      counters: see ShardHistory.
+      history: see ShardHistory.
     """
 
     shard: int
@@ -64,4 +47,4 @@ class ShardState(NamedTuple):
     masses: NDArray[np.float64]
     names: tuple[SegmentName, ...]
     rng: dict[str, Any]
-    counters: ShardHistory
+    history: ShardHistory

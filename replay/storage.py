@@ -163,9 +163,9 @@ class SegmentStorage:
         return self._next
 
     @property
-    def accepted(self) -> int:
-        """Transitions inserted by this incarnation."""
-        return self._next - self._restored
+    def restored(self) -> int:
+        """Position at which this incarnation began: the end of what was restored."""
+        return self._restored
 
     @property
     def evicted(self) -> int:

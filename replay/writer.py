@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from common.packing import pack_segment
-from common.types import AddReply, EpisodeRecord, PhaseSeconds, Push, Segment
+from common.types import EpisodeRecord, PhaseSeconds, Push, Segment
 from replay.handles import Pending, ShardHandle, ShardLost
 
 # Between two offers of a push that was answered "not yet".
@@ -22,7 +22,7 @@ class _Offer:
     shard: ShardHandle
     prepared: Any
     transitions: int
-    pending: Pending[AddReply] | None  # None: refused, waits for its next turn
+    pending: Pending[bool] | None  # None: refused, waits for its next turn
     retry_at_s: float
 
 
@@ -131,7 +131,7 @@ class ReplayWriter:
             if offer.pending is not None and offer.pending.wait(0.0):
                 retry_s = _RETRY_S
                 try:
-                    if offer.pending.result().accepted:
+                    if offer.pending.result():
                         self._accepted += offer.transitions
                         continue
                 except ShardLost:

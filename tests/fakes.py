@@ -15,14 +15,14 @@ from common.config import Config
 from common.networks import flatten_state
 from common.packing import pack_segment
 from common.types import (
-    AddReply,
+    NEVER_HEARD,
     EnvironmentSpec,
     LearnerCounts,
     ObservationSpec,
     PhaseSeconds,
     PriorityUpdate,
     Push,
-    SampledRows,
+    SampleReply,
     Segment,
     SegmentName,
     ShardCounts,
@@ -41,7 +41,7 @@ from replay.storage import SegmentStorage
 SPEC = ObservationSpec(frame_shape=(2, 3), dtype="uint8", stack=4)
 NO_LIMIT = RateLimiter(min_size=1, samples_per_insert=None, band=1.0)
 NO_PHASES = PhaseSeconds(())
-NOTHING_RUN = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
+NOTHING_LEARNED = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
 
 
 class FakeClock:
@@ -319,11 +319,17 @@ def make_replay(
     )
 
 
+def held(replay: PrioritizedReplay) -> tuple[int, int, float]:
+    """Return what was ever inserted, what is live, and the mass of that."""
+    return replay.storage.inserted, len(replay.storage), replay.mass
+
+
 def make_shard(
     *,
     limiter: RateLimiter = NO_LIMIT,
     shards: int = 1,
     observation: ObservationSpec = SPEC,
+    predecessor: ShardCounts = NEVER_HEARD,
     **replay: Any,
 ) -> ReplayShard:
     """Return an empty shard; `replay` goes to `make_replay`."""
@@ -332,6 +338,7 @@ def make_shard(
         limiter=limiter,
         shards=shards,
         observation=observation,
+        predecessor=predecessor,
     )
 
 
@@ -393,11 +400,11 @@ class LateShard:
     def add(self, prepared: Push) -> LatePending:
         return self._call("add", prepared)
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> LatePending:
-        return self._call("sample", rows, run)
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> LatePending:
+        return self._call("sample", rows, learner)
 
-    def counts(self, run: LearnerCounts) -> LatePending:
-        return self._call("counts", run)
+    def counts(self, learner: LearnerCounts) -> LatePending:
+        return self._call("counts", learner)
 
     def update_priorities(self, update: PriorityUpdate) -> LatePending:
         return self._call("update_priorities", update)
@@ -438,18 +445,18 @@ class StubbornShard:
         self.refusals = refusals
         self.accepted: list[Push] = []
 
-    def add(self, push: Push) -> AddReply:
+    def add(self, push: Push) -> bool:
         if self.refusals > 0:
             self.refusals -= 1
-            return AddReply(accepted=False, duplicate_segments=0)
+            return False
         self.accepted.append(push)
-        return AddReply(accepted=True, duplicate_segments=0)
+        return True
 
-    def sample(self, rows: Sequence[int], run: LearnerCounts) -> tuple[SampledRows, ...]:
-        raise AssertionError((rows, run))
+    def sample(self, rows: Sequence[int], learner: LearnerCounts) -> SampleReply:
+        raise AssertionError((rows, learner))
 
-    def counts(self, run: LearnerCounts) -> ShardCounts:
-        raise AssertionError(run)
+    def counts(self, learner: LearnerCounts) -> ShardCounts:
+        raise AssertionError(learner)
 
 
 # --- runs -----------------------------------------------------------------------------------------

@@ -12,12 +12,13 @@ import numpy as np
 from fakes import made
 
 from common.config import Config, ReplayConfig
-from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport
+from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport, ShardHistory
 from common.types import (
     EnvironmentSpec,
     EpisodeRecord,
     ObservationSpec,
     PhaseSeconds,
+    ShardCounts,
     WeightsVersion,
 )
 from driver.view.console import Console
@@ -48,21 +49,37 @@ def phases(**seconds: float) -> PhaseSeconds:
     return PhaseSeconds(tuple(seconds.items()))
 
 
-def shard_report(**changes: Any) -> ReplayReport:
-    """Return a shard's report in which nothing has happened but `changes`."""
+def shard_report(
+    *,
+    incarnation: int = 0,
+    inserts: int = 0,
+    restored: int = 0,
+    by_the_dead: int = 0,
+    transitions: int = 0,
+    ended_episodes: int = 0,
+    stale_priority_updates: int = 0,
+    **changes: Any,
+) -> ReplayReport:
+    """Return a shard's report in which nothing has happened but what is given."""
     report = ReplayReport(
-        incarnation=0,
-        transitions=0,
+        counts=ShardCounts(
+            incarnation=incarnation,
+            inserts=inserts,
+            restored=restored,
+            transitions=transitions,
+            mass=0.0,
+            accepted=by_the_dead + inserts - restored,
+            episodes=ended_episodes,
+        ),
+        history=ShardHistory(
+            samples=0,
+            stale_priority_updates=stale_priority_updates,
+            duplicate_segments=0,
+            refused_pushes=0,
+            refused_segments=0,
+        ),
         bytes=0,
-        inserts=0,
-        accepted=0,
-        samples=0,
         evicted=0,
-        stale_priority_updates=0,
-        duplicate_segments=0,
-        refused_pushes=0,
-        refused_segments=0,
-        ended_episodes=0,
         policy_lag_learner_steps=math.nan,
         actors=(),
         episodes=(),
@@ -70,8 +87,7 @@ def shard_report(**changes: Any) -> ReplayReport:
         phases=phases(),
         save=NEVER_SAVED,
     )
-    accepted = changes.get("inserts", 0)
-    return report._replace(**({"accepted": accepted} | changes))
+    return report._replace(**changes)
 
 
 def learner_report(**changes: Any) -> LearnerReport:
@@ -156,7 +172,7 @@ class Stage:
         for index, shard in enumerate(shards):
             self.ended[index] += len(shard.episodes)
         reports = {
-            index: shard._replace(ended_episodes=self.ended[index])
+            index: shard._replace(counts=shard.counts._replace(episodes=self.ended[index]))
             for index, shard in enumerate(shards)
         }
         self.reporter.update(reports, report, RESTARTS if restarts is None else restarts)

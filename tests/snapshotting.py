@@ -9,6 +9,7 @@ import pytest
 from fakes import make_push, make_segment
 
 import replay.snapshot
+from replay.manifest import unpack_manifest
 from replay.shard import ReplayShard
 from replay.snapshot import SnapshotFolder
 from replay.state import ShardState
@@ -21,7 +22,7 @@ def push(shard: ReplayShard, *sequences: int, transitions: int = 5, actor: int =
         segment = make_segment(
             actor=actor, sequence=sequence, transitions=transitions, priority=priority
         )
-        assert shard.add(make_push(segment)).accepted
+        assert shard.add(make_push(segment))
 
 
 def assert_same(one: ShardState, other: ShardState) -> None:
@@ -52,6 +53,15 @@ def read(folder: Path) -> ShardState:
 
 def names(folder: Path, pattern: str = "*") -> list[str]:
     return sorted(path.name for path in folder.glob(pattern))
+
+
+def stray(folder: Path) -> set[str]:
+    """Return the files that no snapshot there needs."""
+    needed: set[str] = set()
+    for path in folder.glob("snapshot*"):
+        chunks = {run.chunk.number for run in unpack_manifest(path.read_bytes()).runs}
+        needed |= {path.name, *(f"chunk_{number:010d}.segments" for number in chunks)}
+    return {path.name for path in folder.iterdir()} - needed
 
 
 def make_small(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fakes import NOTHING_RUN, SPEC, make_shard
+from fakes import NOTHING_LEARNED, SPEC, make_shard
 from snapshotting import assert_same, names
 
 from common.packing import check_segment, pack_segment, unpack_segment
+from common.reports import ShardHistory
 from common.types import Segment, SegmentName
 from replay.decoding import Decoder
 from replay.snapshot import SnapshotFolder
-from replay.state import ShardHistory, ShardState
+from replay.state import ShardState
 
 GOLDEN = Path(__file__).parent / "golden"
 FRAMES = 5  # in each segment; two in a block
@@ -79,7 +80,7 @@ def golden_state(number: int) -> ShardState:
             "has_uint32": 1,
             "uinteger": 77,
         },
-        counters=ShardHistory(
+        history=ShardHistory(
             samples=10**9 + number,
             stale_priority_updates=21,
             duplicate_segments=32,
@@ -137,7 +138,7 @@ def test_shard_goes_on_from_an_old_snapshot_with_the_same_transitions() -> None:
     shard = make_shard(shard=1, shards=2, alpha=0.5, incarnation=6)
     shard.restore(found.state)
     assert_same(shard.capture()._replace(incarnation=5), golden_state(2))
-    (reply,) = shard.sample((400,), NOTHING_RUN)
+    reply = shard.sample((400,), NOTHING_LEARNED).batches[0]
     ids, rows = np.unique(reply.ids, return_index=True)
     segments = [golden_segment(1), golden_segment(2)]
     assert ids.tolist() == [start + i for start in golden_state(2).first_ids for i in range(3)]

@@ -206,10 +206,10 @@ def test_lost_shard_is_told_of_no_samples_until_it_answered(clock: FakeClock) ->
     assert wires[1].calls[-1] == ("counts", ((0, 40, None),))
     wires[1].deliver_all()
     # (40 + 8 - 10) * 4 is more than the band: the follower cannot know what is due of that.
-    assert not core.add(make_push(make_segment(actor=9, transitions=8))).accepted
+    assert not core.add(make_push(make_segment(actor=9, transitions=8)))
     hear(sampler, wires)
     assert wires[1].calls[-1] == ("counts", ((sampler.samples, 40, None),))
-    assert core.add(make_push(make_segment(actor=9, transitions=8))).accepted
+    assert core.add(make_push(make_segment(actor=9, transitions=8)))
 
 
 def test_shard_that_is_back_is_drawn_from_again(clock: FakeClock) -> None:

@@ -127,7 +127,7 @@ def simulate(
             host.wires[int(rng.integers(3))].deliver()
         elif rng.random() < 0.3:
             host.save() if host.is_alive else host.come_back()
-        elif rng.random() < 0.2 and host.is_alive and sampler._counts[host.shard].inserts:
+        elif rng.random() < 0.2 and host.is_alive and sampler._totals.newest(host.shard).inserts:
             host.die()
             deaths += 1
         assert sampler.accepted >= newest, "agent steps fell"
@@ -144,10 +144,7 @@ def simulate(
 
 def is_known(sampler: ReplaySampler, hosts: list[Host]) -> bool:
     """Return whether the sampler has heard of the newest process of every shard."""
-    return all(
-        counts.incarnation == host.incarnation
-        for counts, host in zip(sampler._counts, hosts, strict=True)
-    )
+    return all(sampler._totals.newest(host.shard).incarnation == host.incarnation for host in hosts)
 
 
 @pytest.fixture(autouse=True, scope="module")

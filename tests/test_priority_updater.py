@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from fakes import NOTHING_RUN, LateShard, kill, make_push, make_segment, make_shard
+from fakes import NOTHING_LEARNED, LateShard, kill, make_push, make_segment, make_shard
 
 from common.types import PriorityUpdate
 from replay.priority_updater import PriorityUpdater
@@ -63,7 +63,7 @@ def test_updates_are_held_back_until_they_make_a_call() -> None:
     assert call[1][0].priority.tolist() == [7, 7, 8, 8, 9, 9]
     wire.deliver_all()
     mass = 3 * 1.0 + 7.0 + 8.0 + 8.0 + 9.0 + 9.0  # of row 1 the newest priority stays
-    assert wire.shard.counts(NOTHING_RUN).mass == pytest.approx(mass + 8e-6)
+    assert wire.shard.counts(NOTHING_LEARNED).mass == pytest.approx(mass + 8e-6)
     updater.update(priorities([1, 2, 3]))
     assert wire.count("update_priorities") == 1, "what is sent is not sent again"
 
@@ -120,7 +120,7 @@ def test_updates_reach_the_process_that_took_the_place_of_a_dead_one() -> None:
     updater.update(priorities([4], 9.0))
     wire.deliver()
     assert updater.dropped == 3
-    assert wire.shard.counts(NOTHING_RUN).mass == pytest.approx(7 * 1.0 + 9.0 + 8e-6)
+    assert wire.shard.counts(NOTHING_LEARNED).mass == pytest.approx(7 * 1.0 + 9.0 + 8e-6)
 
 
 def test_other_failure_than_a_death_is_raised_although_a_shard_died() -> None:

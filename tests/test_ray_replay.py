@@ -254,7 +254,7 @@ def test_nothing_that_replay_stores_pins_the_object_store(connect: Connect) -> N
         blocks = rng.integers(0, 256, 600_000, np.uint8)
         ends = np.array([len(blocks) // 2, len(blocks)], small.block_ends.dtype)
         packed = make_push(small._replace(blocks=blocks, block_ends=ends))
-        assert handle.add(handle.prepare(packed)).result().accepted
+        assert handle.add(handle.prepare(packed)).result()
 
     for sequence in range(5):
         push(sequence)

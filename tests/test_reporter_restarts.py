@@ -113,10 +113,10 @@ def test_samples_per_insert_does_not_count_what_was_restored(tmp_path: Path) -> 
     """Replay came back with more than the minimum: each new transition counts."""
     stage = Stage(tmp_path)
     stage.start(min_size=100, before=NOTHING_BEFORE._replace(samples=5_000, agent_steps=900))
-    shards = {0: shard_report(incarnation=1, inserts=500, accepted=0)}
+    shards = {0: shard_report(incarnation=1, inserts=500, restored=500)}
     status = book(stage, shards, learner_report(samples=5_000))
     assert math.isnan(status.samples_per_insert)
-    shards = {0: shard_report(incarnation=1, inserts=550, accepted=50)}
+    shards = {0: shard_report(incarnation=1, inserts=550, restored=500)}
     status = book(stage, shards, learner_report(samples=5_400))
     assert status.samples_per_insert == 400 / 50
     assert status.frames == (900 + 50) * 4
@@ -128,7 +128,7 @@ def test_samples_per_insert_counts_from_the_minimum_where_less_was_restored(
 ) -> None:
     stage = Stage(tmp_path)
     stage.start(min_size=100)
-    shards = {0: shard_report(incarnation=1, inserts=190, accepted=150)}  # 40 restored
+    shards = {0: shard_report(incarnation=1, inserts=190, restored=40)}
     status = book(stage, shards, learner_report(samples=720))
     assert status.samples_per_insert == 720 / (190 - 100)
     stage.reporter.close()
@@ -137,7 +137,8 @@ def test_samples_per_insert_counts_from_the_minimum_where_less_was_restored(
 def test_death_of_a_shard_leaves_samples_per_insert_as_it_was(stage: Stage) -> None:
     learner = learner_report(samples=4_000)
     before = book(stage, {0: shard_report(inserts=500)}, learner)
-    after = book(stage, {0: shard_report(incarnation=1, inserts=200, accepted=0)}, learner)
+    back = shard_report(incarnation=1, inserts=200, restored=200, by_the_dead=500)
+    after = book(stage, {0: back}, learner)
     assert before.samples_per_insert == after.samples_per_insert == 4_000 / 500
 
 
@@ -147,7 +148,12 @@ def test_death_of_a_shard_leaves_samples_per_insert_as_it_was(stage: Stage) -> N
 def test_frames_and_games_of_a_shard_that_died_stay_counted(stage: Stage) -> None:
     book(stage, {0: shard_report(inserts=500, episodes=(game(1.0),), ended_episodes=1)})
     back = shard_report(
-        incarnation=1, inserts=230, accepted=30, episodes=(game(2.0),), ended_episodes=1
+        incarnation=1,
+        inserts=230,
+        restored=200,
+        by_the_dead=500,
+        episodes=(game(2.0),),
+        ended_episodes=2,
     )
     status = book(stage, {0: back})
     assert status.frames == (500 + 30) * 4
@@ -161,7 +167,7 @@ def test_lost_and_evicted_transitions_are_written(stage: Stage) -> None:
         {0: shard_report(inserts=500, evicted=40), 1: shard_report(inserts=300, evicted=2)},
         after_s=5.0,
     )
-    back = shard_report(incarnation=1, inserts=210, accepted=10, evicted=10)
+    back = shard_report(incarnation=1, inserts=210, restored=200, by_the_dead=500, evicted=10)
     book(stage, {0: back}, after_s=5.0)
     assert stage.pairs("replay/lost_transitions") == [(3_200, 0.0), (3_240, 300.0)]
     assert stage.pairs("replay/evicted_transitions") == [(3_200, 42.0), (3_240, 12.0)]

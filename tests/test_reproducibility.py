@@ -32,7 +32,7 @@ from common.config import (
 )
 from common.config_file import save_file
 from common.packing import unpack_segment
-from common.types import AddReply, LearnerCounts, Push, SampledRows, Segment
+from common.types import LearnerCounts, Push, SampleReply, Segment
 from driver.view.events import read_scalars
 from launch import main
 from learner.assembly import make_learner
@@ -327,18 +327,17 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Events:
     written = Events([], [])
     add, sample = ReplayShard.add, ReplayShard.sample
 
-    def recording_add(self: ReplayShard, push: Push) -> AddReply:
-        reply = add(self, push)
-        if reply.accepted:
+    def recording_add(self: ReplayShard, push: Push) -> bool:
+        if is_in := add(self, push):
             written.segments.extend(unpack_segment(packed) for packed in push.segments)
-        return reply
+        return is_in
 
     def recording_sample(
-        self: ReplayShard, rows: Sequence[int], run: LearnerCounts
-    ) -> tuple[SampledRows, ...]:
-        replies = sample(self, rows, run)
-        written.samples.extend(reply.ids.copy() for reply in replies)
-        return replies
+        self: ReplayShard, rows: Sequence[int], learner: LearnerCounts
+    ) -> SampleReply:
+        reply = sample(self, rows, learner)
+        written.samples.extend(batch.ids.copy() for batch in reply.batches)
+        return reply
 
     monkeypatch.setattr(ReplayShard, "add", recording_add)
     monkeypatch.setattr(ReplayShard, "sample", recording_sample)

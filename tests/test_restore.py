@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NOTHING_RUN, SPEC, make_push, make_segment, make_shard
+from fakes import NOTHING_LEARNED, SPEC, make_push, make_segment, make_shard
 from snapshotting import assert_same
 
 from actors.environments import resolve
 from common.packing import pack_segment
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
+from common.types import NEVER_HEARD, EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
 from replay.assembly import restore
 from replay.server import ReplayProcess
 from replay.shard import ReplayShard
@@ -33,7 +33,7 @@ def filled(*sequences: int, transitions: int = 5, **settings: Any) -> ReplayShar
         segment = make_segment(
             sequence=sequence, transitions=transitions, priority=priority.tolist()
         )
-        assert shard.add(make_push(segment)).accepted
+        assert shard.add(make_push(segment))
     return shard
 
 
@@ -76,7 +76,7 @@ def test_state_does_not_change_when_the_shard_goes_on() -> None:
     state = shard.capture()
     before = state._replace(masses=state.masses.copy(), first_ids=state.first_ids.copy())
     shard.update_priorities(PriorityUpdate(np.arange(10), np.full(10, 9.0, np.float32)))
-    shard.sample((3,), NOTHING_RUN)
+    shard.sample((3,), NOTHING_LEARNED)
     for sequence in (2, 3, 4):
         shard.add(make_push(make_segment(sequence=sequence)))
     assert_same(state, before)
@@ -87,7 +87,7 @@ def test_state_does_not_change_when_the_shard_goes_on() -> None:
 
 def test_restored_shard_is_the_same_and_draws_the_same() -> None:
     shard = filled(0, 1, 2, 3, capacity=17)
-    shard.sample((5, 3), NOTHING_RUN)
+    shard.sample((5, 3), NOTHING_LEARNED)
     shard.update_priorities(PriorityUpdate(np.array([1, 6, 17]), np.array([1, 0.5, 9], np.float32)))
     shard.add(make_push(make_segment(sequence=3)))
     state = shard.capture()
@@ -95,28 +95,31 @@ def test_restored_shard_is_the_same_and_draws_the_same() -> None:
     assert_goes_on(other.capture(), state)
     assert live_ids(other) == live_ids(shard)
     for _ in range(5):
-        (one,), (two,) = (s.sample((7,), NOTHING_RUN) for s in (shard, other))
+        one, two = (s.sample((7,), NOTHING_LEARNED).batches[0] for s in (shard, other))
         for field in one._fields:
-            if field != "counts":
-                np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
+            np.testing.assert_array_equal(getattr(one, field), getattr(two, field))
 
 
 def test_counters_go_on_and_what_is_of_this_incarnation_starts_anew() -> None:
     shard = filled(0, 1, 2, 2, capacity=12)
     bad = make_push(make_segment(sequence=7, priority=np.nan), episodes=(EPISODE,))
     shard.add(bad)
-    shard.sample((9,), NOTHING_RUN)
+    shard.sample((9,), NOTHING_LEARNED)
     shard.update_priorities(PriorityUpdate(np.array([0]), np.ones(1, np.float32)))
     other = restored(shard.capture(), capacity=12)
     report = other.report()
-    assert (report.samples, report.stale_priority_updates, report.duplicate_segments) == (9, 1, 1)
-    assert (report.refused_segments, report.evicted, report.inserts) == (1, 5, 15)
-    assert (report.accepted, report.ended_episodes, report.episodes) == (0, 0, ())
-    assert (report.incarnation, report.actors) == (1, ())
+    assert (
+        report.history.samples,
+        report.history.stale_priority_updates,
+        report.history.duplicate_segments,
+    ) == (9, 1, 1)
+    assert (report.history.refused_segments, report.evicted, report.counts.inserts) == (1, 5, 15)
+    assert (report.counts.accepted, report.counts.episodes, report.episodes) == (0, 0, ())
+    assert (report.counts.incarnation, report.actors) == (1, ())
     other.add(make_push(make_segment(sequence=8), episodes=(EPISODE,)))
-    counts = other.counts(NOTHING_RUN)
+    counts = other.counts(NOTHING_LEARNED)
     assert (counts.inserts, counts.accepted, counts.episodes, counts.incarnation) == (20, 5, 1, 1)
-    assert (shard.report().inserts, shard.report().accepted) == (15, 15)
+    assert (shard.report().counts.inserts, shard.report().counts.accepted) == (15, 15)
 
 
 def test_new_rows_go_on_behind_the_restored_ones_with_the_new_incarnation_in_their_ids() -> None:
@@ -140,7 +143,7 @@ def test_trap_priority_of_a_lost_transition_is_stale_although_its_position_lives
     assert other.update_priorities(PriorityUpdate(lost, ones)) == 5
     other.add(make_push(make_segment(sequence=2, priority=4.0)))
     assert other.update_priorities(PriorityUpdate(lost, ones)) == 5
-    assert other.report().stale_priority_updates == 10
+    assert other.report().history.stale_priority_updates == 10
     np.testing.assert_allclose(other.capture().masses[5:], 4.0 + 1e-6, rtol=1e-12)
     assert other.update_priorities(PriorityUpdate(np.array(live_ids(other)[5:]), ones)) == 0
     assert other.update_priorities(PriorityUpdate(np.arange(5), ones)) == 0
@@ -150,19 +153,19 @@ def test_trap_push_retried_after_a_restore_is_inserted_once() -> None:
     shard = filled(0, 1, 2, capacity=10)
     other = restored(shard.capture(), capacity=10)
     for sequence in range(3):  # the first one is evicted, and known all the same
-        assert other.add(make_push(make_segment(sequence=sequence))) == (True, 1)
-    assert other.add(make_push(make_segment(sequence=3))) == (True, 0)
+        assert other.add(make_push(make_segment(sequence=sequence)))
+    assert other.add(make_push(make_segment(sequence=3)))
     assert other.inserted == 20
 
 
 def test_shard_with_room_for_nothing_is_restored_with_its_place_and_names() -> None:
     other = restored(filled(0).capture(), capacity=4)
     assert (other.inserted, len(other._replay.storage)) == (5, 0)
-    assert other.add(make_push(make_segment(sequence=0))) == (True, 1)
+    assert other.add(make_push(make_segment(sequence=0)))
     other.add(make_push(make_segment(sequence=1, transitions=3)))
     assert live_ids(other) == [2**40 + i for i in range(5, 8)]
     fresh = restored(make_shard(alpha=1.0).capture())
-    assert (fresh.inserted, fresh.report().accepted) == (0, 0)
+    assert (fresh.inserted, fresh.report().counts.accepted) == (0, 0)
 
 
 # --- other settings -------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ def test_snapshot_of_something_else_is_refused(settings: dict[str, Any], match: 
     shard = make_shard(**({"shard": 1, "shards": 2, "incarnation": 5} | settings))
     with pytest.raises(SnapshotError, match=match):
         shard.restore(state)
-    assert (shard.inserted, shard.report().transitions) == (0, 0)
+    assert (shard.inserted, shard.report().counts.transitions) == (0, 0)
 
 
 def test_unsound_state_is_refused_and_changes_nothing() -> None:
@@ -316,6 +319,6 @@ def test_a_shard_s_process_tells_the_driver(
     config = PRESETS["cartpole"].config
     snapshots = tmp_path / "replay_0" if keeps_snapshots else None
     process = ReplayProcess(
-        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), source_hash()
+        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, NEVER_HEARD, source_hash()
     )
     assert process.describe() == expected

@@ -174,17 +174,17 @@ def test_shard_at_capacity_keeps_its_bounds_and_every_frame_of_what_lives(
         sizes = [len(pack_segment(segment)) for segment in batch]
         pushed += [row for segment in batch for row in naive_stacks(segment, SPEC)]
         pushed_bytes += sum(sizes)
-        if report.transitions + sum(segment.num_transitions for segment in batch) > capacity:
+        if report.counts.transitions + sum(segment.num_transitions for segment in batch) > capacity:
             full_by.add("transitions")
         if report.bytes + sum(sizes) > max_bytes:
             full_by.add("bytes")
-        assert shard.add(make_push(*batch)).accepted
+        assert shard.add(make_push(*batch))
         report = shard.report()
-        assert report.transitions <= capacity
+        assert report.counts.transitions <= capacity
         assert report.bytes <= max_bytes
-        assert report.inserts == len(pushed) == report.transitions + report.evicted
+        assert report.counts.inserts == len(pushed) == report.counts.transitions + report.evicted
         shard._replay.check_valid()
-        (reply,) = shard.sample((32,), LearnerCounts(0, 0, None))
+        reply = shard.sample((32,), LearnerCounts(0, 0, None)).batches[0]
         assert reply.ids.min() >= report.evicted
         s_tm1, s_t = decoder.decode(reply)
         for i, number in enumerate(reply.ids.tolist()):

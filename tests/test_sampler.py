@@ -9,7 +9,7 @@ import pytest
 from fakes import (
     NO_LIMIT,
     NO_PHASES,
-    NOTHING_RUN,
+    NOTHING_LEARNED,
     SPEC,
     FakeClock,
     LateShard,
@@ -371,7 +371,7 @@ def changing_shards(
             transitions=rows,
             priority=priorities_of(shard, rows),
         )
-        assert cores[shard].add(make_push(segment)).accepted
+        assert cores[shard].add(make_push(segment))
         masses.add(shard, segment)
 
     def change() -> None:
@@ -817,7 +817,7 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
         PriorityUpdate(batch.ids, new)
     )
     # All 16 rows were drawn once each: whatever the order, the masses add up to these.
-    total = sum(core.counts(NOTHING_RUN).mass for core in cores)
+    total = sum(core.counts(NOTHING_LEARNED).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
     assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
 

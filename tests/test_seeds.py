@@ -24,7 +24,7 @@ from actors.worker import ActorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import Weights, WeightsVersion
+from common.types import NEVER_HEARD, Weights, WeightsVersion
 from driver.view.events import read_scalars
 from learner.assembly import make_learner
 from learner.learner import DeviceBatch
@@ -200,9 +200,16 @@ def test_seed_cartpole_pixels_balances_longer_with_training(tmp_path: Path) -> N
 def test_sequential_order_reaches_replay() -> None:
     config = PRESETS["seed-cartpole"].config
     config = replace(config, replay=replace(config.replay, order="sequential"))
-    shard = make_shard(config, resolve(config.env), shard=0, incarnation=0, max_bytes=10**8)
+    shard = make_shard(
+        config,
+        resolve(config.env),
+        shard=0,
+        incarnation=0,
+        max_bytes=10**8,
+        predecessor=NEVER_HEARD,
+    )
     shard.add(make_push(make_segment(transitions=9)))
-    drawn = np.concatenate([shard.sample((4,), START)[0].ids for _ in range(2)])
+    drawn = np.concatenate([shard.sample((4,), START).batches[0].ids for _ in range(2)])
     assert (np.diff(drawn) == 1).all()
 
 

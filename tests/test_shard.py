@@ -64,21 +64,21 @@ def test_refused_push_leaves_nothing_behind() -> None:
         make_segment(sequence=1), episodes=(EPISODE,), phases=PhaseSeconds((("pack", 1.0),))
     )
     shard.report()
-    assert shard.add(push) == (False, 0)
+    assert not shard.add(push)
     report = shard.report()
-    assert (report.inserts, report.refused_pushes) == (5, 1)
+    assert (report.counts.inserts, report.history.refused_pushes) == (5, 1)
     assert report.episodes == ()
     assert report.actors == ()
     assert report.actor_phases.phases == ()
     shard.counts(START._replace(samples=2))
-    assert shard.add(push) == (True, 0)
+    assert shard.add(push)
     assert shard.report().episodes == (EPISODE,)
 
 
 def test_below_the_minimal_size_pushes_always_pass() -> None:
     limiter = RateLimiter(min_size=100, samples_per_insert=1.0, band=1.0)
     shard = make_shard(limiter=limiter)
-    accepted = [shard.add(make_push(make_segment(sequence=s))).accepted for s in range(22)]
+    accepted = [shard.add(make_push(make_segment(sequence=s))) for s in range(22)]
     assert accepted == [True] * 20 + [False] * 2
 
 
@@ -101,11 +101,11 @@ def test_report_counts_everything_since_the_start() -> None:
     shard.update_priorities(PriorityUpdate(np.array([0, 14]) + 3 * 2**40, np.ones(2, np.float32)))
     for _ in range(2):
         report = shard.report()
-        assert (report.transitions, report.inserts, report.evicted) == (10, 15, 5)
-        assert (report.incarnation, report.accepted) == (3, 15)
-        assert report.samples == 7 + 2
-        assert report.stale_priority_updates == 1
-        assert report.duplicate_segments == 1
+        assert (report.counts.transitions, report.counts.inserts, report.evicted) == (10, 15, 5)
+        assert (report.counts.incarnation, report.counts.accepted) == (3, 15)
+        assert report.history.samples == 7 + 2
+        assert report.history.stale_priority_updates == 1
+        assert report.history.duplicate_segments == 1
         assert report.bytes == shard._replay.storage.num_bytes > 0
     assert shard.inserted == 15
 
@@ -119,7 +119,7 @@ def test_episodes_actors_and_phases_are_reported_once() -> None:
             phases=PhaseSeconds((("pack", 0.25), ("wait", float(actor)))),
             epsilon=epsilon,
         )
-        assert shard.add(push).accepted
+        assert shard.add(push)
     report = shard.report()
     assert report.actors == ((1, 0, 0.5), (3, 0, 0.8))
     assert [episode.agent_steps for episode in report.episodes] == [3, 1, 3]
@@ -134,33 +134,33 @@ def test_ended_games_are_counted_once_and_ride_on_every_reply_to_the_learner() -
     limiter = RateLimiter(min_size=5, samples_per_insert=1.0, band=4.0)
     shard = make_shard(limiter=limiter)
     push = make_push(make_segment(), episodes=(EPISODE, EPISODE))
-    assert shard.add(push).accepted
+    assert shard.add(push)
     refused = make_push(make_segment(sequence=1), episodes=(EPISODE,))
-    assert not shard.add(refused).accepted
-    assert shard.add(make_push(episodes=(EPISODE,))).accepted
-    assert shard.report().ended_episodes == shard.report().ended_episodes == 3
+    assert not shard.add(refused)
+    assert shard.add(make_push(episodes=(EPISODE,)))
+    assert shard.report().counts.episodes == shard.report().counts.episodes == 3
     assert shard.ended_episodes == 3
-    assert shard.counts(START).episodes == shard.sample((2,), START)[0].counts.episodes == 3
+    assert shard.counts(START).episodes == shard.sample((2,), START).counts.episodes == 3
     shard.counts(START._replace(samples=20))
-    assert shard.add(refused).accepted
-    assert shard.add(refused) == (True, 1)
+    assert shard.add(refused)
+    assert shard.add(refused)
     assert shard.ended_episodes == 4
 
 
 def test_retried_push_brings_its_records_once() -> None:
     shard = make_shard()
     push = make_push(make_segment(), episodes=(EPISODE,), phases=PhaseSeconds((("pack", 1.0),)))
-    assert shard.add(push).accepted
-    assert shard.add(push) == (True, 1)
+    assert shard.add(push)
+    assert shard.add(push)
     report = shard.report()
     assert report.episodes == (EPISODE,)
     assert dict(report.actor_phases.phases) == {"pack": 1.0}
-    assert report.duplicate_segments == 1
+    assert report.history.duplicate_segments == 1
 
 
 def test_push_of_records_alone_is_booked() -> None:
     shard = make_shard()
-    assert shard.add(make_push(episodes=(EPISODE,))) == (True, 0)
+    assert shard.add(make_push(episodes=(EPISODE,)))
     assert shard.report().episodes == (EPISODE,)
 
 
@@ -212,25 +212,33 @@ def test_trap_corrupt_segment_is_refused_and_counted_and_the_others_are_in(
     sound = make_push(*(make_segment(sequence=s) for s in range(3)), episodes=(EPISODE,))
     bad = broken(sound.segments[1]) if senseless is None else pack_segment(senseless)
     push = sound._replace(segments=(sound.segments[0], bad, sound.segments[2]))
-    assert shard.add(push) == (True, 0)
+    assert shard.add(push)
     shard._replay.check_valid()
     report = shard.report()
-    assert (report.refused_segments, report.refused_pushes) == (1, 0)
-    assert (report.inserts, report.accepted, report.transitions) == (10, 10, 10)
+    assert (report.history.refused_segments, report.history.refused_pushes) == (1, 0)
+    assert (report.counts.inserts, report.counts.accepted, report.counts.transitions) == (
+        10,
+        10,
+        10,
+    )
     assert report.episodes == (EPISODE,)
     known = [shard._replay.storage.knows(SegmentName(0, 0, s)) for s in range(3)]
     assert known == [True, False, True]
-    assert shard.add(push) == (True, 2)  # a retry: nothing comes in, no game is booked again
+    assert shard.add(push)  # a retry: nothing comes in, no game is booked again
     report = shard.report()
-    assert (report.inserts, report.refused_segments, report.episodes) == (10, 2, ())
+    assert (report.counts.inserts, report.history.refused_segments, report.episodes) == (10, 2, ())
 
 
 def test_games_of_a_push_that_is_corrupt_throughout_are_booked() -> None:
     shard = make_shard()
     push = make_push(make_segment(), episodes=(EPISODE,))
-    assert shard.add(push._replace(segments=(broken(push.segments[0]),))) == (True, 0)
+    assert shard.add(push._replace(segments=(broken(push.segments[0]),)))
     report = shard.report()
-    assert (report.inserts, report.refused_segments, report.ended_episodes) == (0, 1, 1)
+    assert (report.counts.inserts, report.history.refused_segments, report.counts.episodes) == (
+        0,
+        1,
+        1,
+    )
 
 
 def test_segment_larger_than_the_shard_is_an_error_and_the_retry_adds_the_rest() -> None:
@@ -240,5 +248,5 @@ def test_segment_larger_than_the_shard_is_an_error_and_the_retry_adds_the_rest()
         shard.add(push)
     assert shard.inserted == 5
     rest = make_push(make_segment(sequence=0), make_segment(sequence=1), episodes=(EPISODE,))
-    assert shard.add(rest) == (True, 1)
+    assert shard.add(rest)
     assert shard.report().episodes == (EPISODE,)

@@ -13,7 +13,7 @@ from typing import Any
 import lz4.block
 import numpy as np
 import pytest
-from fakes import SPEC, make_replay, make_segment
+from fakes import SPEC, held, make_replay, make_segment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -159,7 +159,7 @@ def one_row(reply: SampledRows, i: int) -> SampledRows:
     last_block = first_block + int(reply.row_blocks[i])
     start = int(reply.block_bytes[:first_block].sum())
     stop = start + int(reply.block_bytes[first_block:last_block].sum())
-    columns = reply._fields[1 : reply._fields.index("blocks")]
+    columns = reply._fields[: reply._fields.index("blocks")]
     rows = {name: getattr(reply, name)[i : i + 1] for name in columns}
     return reply._replace(
         **rows,
@@ -183,7 +183,7 @@ def replay_with_neighbour() -> PrioritizedReplay:
 def expect_refused_or_right(packed: bytes) -> str:
     """Push, sample and decode; return how it ended. Anything undocumented fails the test."""
     replay = replay_with_neighbour()
-    before = replay.counts()
+    before = held(replay)
     try:
         added = replay.add(packed)
     except PackingError:
@@ -196,7 +196,7 @@ def expect_refused_or_right(packed: bytes) -> str:
         outcome = "accepted" if added is not None else "known"
     replay.check_valid()
     if outcome != "accepted":
-        assert replay.counts() == before
+        assert held(replay) == before
         return outcome
     segment = unpack_segment(packed)
     check_segment(segment, SPEC.stack)
@@ -233,11 +233,11 @@ def test_damaged_bytes_are_refused(packed: bytes) -> None:
     with pytest.raises(PackingError, match="Expect a segment"):
         unpack_segment(packed)
     replay = replay_with_neighbour()
-    before = replay.counts()
+    before = held(replay)
     with pytest.raises(PackingError, match="Expect a segment"):
         replay.add(packed)
     replay.check_valid()
-    assert replay.counts() == before
+    assert held(replay) == before
 
 
 # --- damage that was sealed -----------------------------------------------------------------------

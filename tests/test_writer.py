@@ -232,7 +232,7 @@ def test_push_that_a_dead_shard_was_offered_is_inserted_once_in_its_follower(
     assert [sequences(one) for one in offered(wire)] == [[4], [4]]
     assert wire.count("prepare") == 1
     assert follower.inserted == 5
-    assert follower.report().duplicate_segments == int(was_inserted)
+    assert follower.report().history.duplicate_segments == int(was_inserted)
     assert writer.accepted_transitions == 5
 
 
@@ -309,5 +309,5 @@ def test_trap_every_segment_arrives_exactly_once_whatever_the_delays(
             run = LearnerCounts(samples=samples, inserts_elsewhere=0, version=None)
             cores[int(rng.integers(shards))].counts(run)
     assert sum(core.inserted for core in cores) == pushed * 5
-    assert sum(core.report().duplicate_segments for core in cores) == 0
+    assert sum(core.report().history.duplicate_segments for core in cores) == 0
     assert max(core.inserted for core in cores) - min(core.inserted for core in cores) <= 5

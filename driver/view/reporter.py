@@ -200,7 +200,6 @@ class Reporter:
         if now_s - self._scalars_s >= _SCALARS_S:
             self._write_scalars()
         progress = self.progress
-        transitions = sum(shard.transitions for shard in self._shards.values())
         frames_per_s = self._inserted.per_second() * self._spec.action_repeat_frames
         self._console.update(
             RunStatus(
@@ -215,7 +214,7 @@ class Reporter:
                 eval_score=progress.last_eval_score,
                 human_normalized=_normalized(self._spec.name, progress.last_eval_score),
                 samples_per_insert=self._ratio(),
-                replay_fill=transitions / self._config.replay.capacity,
+                replay_fill=self._totals.transitions / self._config.replay.capacity,
                 replay_bytes=sum(shard.bytes for shard in self._shards.values()),
                 policy_lag=self._lag,
                 limiting_stage=self._limit,
@@ -249,13 +248,7 @@ class Reporter:
     def _book_shard(self, index: int, shard: ReplayReport) -> None:
         since_frames = self.progress.frames
         self._shards[index] = shard
-        self._totals.update(
-            index,
-            incarnation=shard.incarnation,
-            inserts=shard.inserts,
-            accepted=shard.accepted,
-            episodes=shard.ended_episodes,
-        )
+        self._totals.update(index, shard.counts)
         self._write_games(shard.episodes, since_frames)
         self._returns.extend(game.episode_return for game in shard.episodes)
         self._phases["actor"].append(shard.actor_phases)
@@ -313,11 +306,11 @@ class Reporter:
             LEARNER_TD_LOSS: _mean([report.td_loss for report in self._learned]),
             LEARNER_Q_MEAN: _mean([report.q_mean for report in self._learned]),
             LEARNER_GRAD_NORM: _mean([report.grad_norm for report in self._learned]),
-            REPLAY_TRANSITIONS: sum(shard.transitions for shard in shards),
+            REPLAY_TRANSITIONS: self._totals.transitions,
             REPLAY_BYTES: sum(shard.bytes for shard in shards),
             REPLAY_SAMPLES_PER_INSERT: self._ratio(),
-            REPLAY_STALE_PRIORITY_UPDATES: sum(s.stale_priority_updates for s in shards),
-            REPLAY_REFUSED_SEGMENTS: sum(s.refused_segments for s in shards),
+            REPLAY_STALE_PRIORITY_UPDATES: sum(s.history.stale_priority_updates for s in shards),
+            REPLAY_REFUSED_SEGMENTS: sum(s.history.refused_segments for s in shards),
             REPLAY_EVICTED_TRANSITIONS: sum(shard.evicted for shard in shards),
             REPLAY_LOST_TRANSITIONS: self._totals.lost,
             LEARNER_DROPPED_PRIORITY_UPDATES: (
