@@ -25,4 +25,5 @@ def test_position_off_the_ladder_is_refused(position: float) -> None:
 
 def test_families_of_tags_have_their_documented_names() -> None:
     assert tags.phase_share_tag("actor", "inference") == "time/actor_inference_share"
+    assert tags.learner_tag("q_mean") == tags.LEARNER_Q_MEAN == "learner/q_mean"
     assert tags.restarts_tag("learner") == "health/learner_restarts"
