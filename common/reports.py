@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -88,10 +89,7 @@ class LearnerReport(NamedTuple):
       learner_step: gradient updates done, over all incarnations.
       samples: transitions trained on, over all incarnations.
       agent_steps: agent steps of the run that replay had accepted at the last sample.
-      td_loss: importance-weighted mean loss over the steps since the last report, NaN when there
-        were none.
-      q_mean: mean Q(s_tm1, a_tm1) of the same steps.
-      grad_norm: mean gradient norm of the same steps, before clipping.
+      metrics: by name, means over the steps since the last report; none when there were none.
       phases: wall time by phase since the last report.
       dropped_priority_updates: priorities dropped because replay could not take them in time.
       save: how its checkpoints go.
@@ -101,9 +99,7 @@ class LearnerReport(NamedTuple):
     learner_step: int
     samples: int
     agent_steps: int
-    td_loss: float
-    q_mean: float
-    grad_norm: float
+    metrics: Mapping[str, float]
     phases: PhaseSeconds
     dropped_priority_updates: int
     save: SaveStatus

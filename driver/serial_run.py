@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from common.endings import EnvironmentFailed, RunEnded
+from common.reports import NEVER_SAVED
 from driver.goal import ReturnGoal
 from driver.interrupts import Interrupts
 from driver.plan import Plan
@@ -150,7 +151,9 @@ class SerialRun:
         if moved := self._plan.folder.move_noticed():
             self._note(moved)
         reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}
-        self._reporter.update(reports, self._cores.learner.report(), {})
+        # What it saves, it saves while the others wait; and no priority is ever dropped here.
+        learner = self._cores.learner.report(dropped_priority_updates=0, save=NEVER_SAVED)
+        self._reporter.update(reports, learner, {})
 
     def _evaluate(self) -> None:
         if self._plan.config.evaluator.enabled:

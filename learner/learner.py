@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,15 +55,13 @@ class StepResult(NamedTuple):
 
     Fields:
       priority: float32[B], |TD error|, not importance-weighted.
-      td_loss: float32[], importance-weighted mean loss.
-      q_mean: float32[], mean of Q(s_tm1, a_tm1).
-      grad_norm: float32[], global norm of the gradient before clipping.
+      metrics: float32[] each, by name, the same names with every step; each becomes a curve of the
+        run. `td_loss` is the importance-weighted mean loss, `q_mean` the mean of Q(s_tm1, a_tm1),
+        `grad_norm` the global norm of the gradient before clipping.
     """
 
     priority: Tensor
-    td_loss: Tensor
-    q_mean: Tensor
-    grad_norm: Tensor
+    metrics: Mapping[str, Tensor]
 
 
 class Learner:
@@ -121,7 +119,7 @@ class Learner:
             self._is_compiled = True
             self._run_gradients = _compiled(self._gradients)
             if self._optimizer.compiles:
-                self._move = _compiled(self._optimizer.update)
+                self._run_optimizer = _compiled(self._optimizer.update)
 
     @property
     def network(self) -> QNetwork:
@@ -203,7 +201,7 @@ class Learner:
     def _be_eager(self) -> None:
         self._is_compiled = False
         self._run_gradients = self._gradients
-        self._move = self._optimizer.update
+        self._run_optimizer = self._optimizer.update
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies on the CPU of all that `step` depends on, as `checkpoint.save` takes it."""
@@ -251,21 +249,14 @@ class Learner:
 
     def _update(self, batch: DeviceBatch) -> StepResult:
         """Move the online weights."""
-        priority, td_loss, q_mean, grad_norm, *gradients = self._run_gradients(*batch)
+        result, gradients = self._run_gradients(batch)
         with torch.no_grad():
-            self._move(self._parameters, gradients)
-        return StepResult(priority, td_loss, q_mean, grad_norm)
+            self._run_optimizer(self._parameters, gradients)
+        return result
 
-    def _gradients(
-        self,
-        weight: Tensor,
-        s_tm1: Tensor,
-        a_tm1: Tensor,
-        r_t: Tensor,
-        discount_t: Tensor,
-        s_t: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Return the fields of StepResult and the clipped gradients; all of this gets compiled."""
+    def _gradients(self, batch: DeviceBatch) -> tuple[StepResult, list[Tensor]]:
+        """Return the result and the clipped gradients; all of this gets compiled."""
+        weight, s_tm1, a_tm1, r_t, discount_t, s_t = batch
         with torch.no_grad():
             floats_t = self._network.as_float(s_t)  # once for both networks
             q_t_value = self._values(self._target, floats_t)
@@ -284,7 +275,8 @@ class Learner:
                 gradients, self._config.max_grad_norm, self._config.max_grad_value
             )
             q_mean = (target - td).mean()
-        return td.abs(), td_loss.detach(), q_mean, grad_norm, *clipped
+        metrics = {"td_loss": td_loss.detach(), "q_mean": q_mean, "grad_norm": grad_norm}
+        return StepResult(td.abs(), metrics), clipped
 
     def _values(self, network: QNetwork, floats: Tensor) -> Tensor:
         """Return float32[B, A], with the hidden layers in the precision that is configured.

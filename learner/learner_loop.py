@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from common.metrics import PhaseTimer
 from common.networks import flatten_state
-from common.reports import NEVER_SAVED, LearnerReport
+from common.reports import LearnerReport, SaveStatus
 from common.types import PriorityUpdate, Weights, WeightsVersion
 from learner.learner import DeviceBatch, Learner
 
@@ -101,7 +101,8 @@ class LearnerLoop:
         self._published_s = -math.inf
         self._published: Weights | None = None
         self._unsent: _Unsent | None = None
-        self._sums = torch.zeros(3, device=learner.device)  # td_loss, q_mean, grad_norm
+        self._names: tuple[str, ...] = ()  # of the metrics
+        self._sums = torch.zeros((), device=learner.device)  # one for each of them, once there are
         self._steps_since_report = 0
         self._timer = PhaseTimer()
 
@@ -199,7 +200,8 @@ class LearnerLoop:
         with self._timer.phase("priorities"):
             self.flush_priorities()
             self._unsent = _Unsent(self._learner.learner_step, ids, *_copy_to_host(result.priority))
-        self._sums += torch.stack([result.td_loss, result.q_mean, result.grad_norm])
+        self._names = tuple(result.metrics)
+        self._sums = self._sums + torch.stack(list(result.metrics.values()))
         self._steps_since_report += 1
         self._samples += len(ids)
         return True
@@ -224,37 +226,39 @@ class LearnerLoop:
                 )
             self._send_priorities(PriorityUpdate(ids, priority))
 
-    def report(self) -> LearnerReport:
-        """Return what happened since the last report, as far as the loop knows.
+    def report(self, *, dropped_priority_updates: int, save: SaveStatus) -> LearnerReport:
+        """Return what happened since the last report.
 
         Waits for the device, so call it about once a second.
 
+        Args:
+          dropped_priority_updates: how many priorities went nowhere so far.
+          save: how checkpoints go.
+
         Raises:
-          FloatingPointError: the loss or the gradient is no longer finite; training on would be
-            worthless.
+          FloatingPointError: the loss, the gradient or another of the metrics is no longer finite;
+            training on would be worthless.
         """
-        steps = self._steps_since_report
-        means = (self._sums / steps).tolist() if steps else [math.nan] * 3
-        self._sums.zero_()
+        metrics: dict[str, float] = {}
+        if steps := self._steps_since_report:
+            metrics = dict(zip(self._names, (self._sums / steps).tolist(), strict=True))
+        self._sums = torch.zeros_like(self._sums)
         self._steps_since_report = 0
-        if steps and not all(map(math.isfinite, means)):
-            loss, q_mean, grad_norm = means
+        if not all(map(math.isfinite, metrics.values())):
+            numbers = ", ".join(f"{name} {mean}" for name, mean in metrics.items())
             raise FloatingPointError(
                 f"Expect finite numbers from the learner, actually at learner step "
-                f"{self._learner.learner_step}: loss {loss}, mean Q {q_mean}, gradient norm "
-                f"{grad_norm}"
+                f"{self._learner.learner_step}: {numbers}"
             )
         return LearnerReport(
             version=self.version,
             learner_step=self._learner.learner_step,
             samples=self._samples,
             agent_steps=self._agent_steps(),
-            td_loss=means[0],
-            q_mean=means[1],
-            grad_norm=means[2],
+            metrics=metrics,
             phases=self._timer.drain(),
-            dropped_priority_updates=0,
-            save=NEVER_SAVED,
+            dropped_priority_updates=dropped_priority_updates,
+            save=save,
         )
 
 

@@ -135,13 +135,13 @@ class LearnerProcess:
             samples=samples,
             clock=time.monotonic,
         )
-        self._writer = SaveThread("checkpoint")
+        self._saver = SaveThread("checkpoint")
         self._published: Any = None
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()
         self._is_warm = threading.Event()
         self._save = threading.Event()
-        self._report = self._loop.report()
+        self._take_report()
 
     @ray.method(concurrency_group="description")
     def describe_once_warm(self) -> str:
@@ -190,15 +190,15 @@ class LearnerProcess:
         if has_closed:  # and does not fetch any more, from a shard that hangs
             # Actors stand still by now: what they played last counts, too.
             self._sampler.refresh(_REPORT_S)
-        self._writer.wait()
+        self._saver.wait()
         self._start_saving()
-        self._writer.wait()
+        self._saver.wait()
         self._take_report()
         self._keep_published(_STORE_ANSWER_S)
         self._loop.publish()
         self._keep_published(_STORE_ANSWER_S)  # the last evaluation plays these
-        if self._writer.status.trouble:
-            raise OSError(self._writer.status.trouble)
+        if self._saver.status.trouble:
+            raise OSError(self._saver.status.trouble)
 
     @ray.method(concurrency_group="control")
     def report(self) -> LearnerReport:
@@ -277,13 +277,13 @@ class LearnerProcess:
 
     def _take_report(self) -> None:
         """Report, unless the numbers are refused."""
-        self._report = self._loop.report()._replace(
-            dropped_priority_updates=self._updater.dropped, save=self._writer.status
+        self._report = self._loop.report(
+            dropped_priority_updates=self._updater.dropped, save=self._saver.status
         )
 
     def _start_saving(self) -> bool:
         """Start to write a checkpoint; False while the one before is being written."""
-        return self._writer.start(self._capture)
+        return self._saver.start(self._capture)
 
     def _capture(self) -> Callable[[], str]:
         self._take_report()

@@ -108,8 +108,8 @@ def test_step_reports_what_a_naive_loop_computes(double: bool) -> None:
     result = learner.step(batch)
     torch.testing.assert_close(result.priority, td.abs(), rtol=1e-5, atol=1e-6)
     loss = torch.where(td.abs() <= 1.0, td.square() / 2, td.abs() - 0.5)
-    torch.testing.assert_close(result.td_loss, (batch.weight * loss).sum() / ROWS)
-    torch.testing.assert_close(result.q_mean, q_mean.detach())
+    torch.testing.assert_close(result.metrics["td_loss"], (batch.weight * loss).sum() / ROWS)
+    torch.testing.assert_close(result.metrics["q_mean"], q_mean.detach())
 
 
 def test_importance_weights_change_the_loss_and_never_the_priority() -> None:
@@ -117,8 +117,8 @@ def test_importance_weights_change_the_loss_and_never_the_priority() -> None:
     full = make_learner().step(batch._replace(weight=torch.ones(ROWS)))
     tenth = make_learner().step(batch._replace(weight=torch.full((ROWS,), 0.1)))
     assert torch.equal(tenth.priority, full.priority)
-    torch.testing.assert_close(tenth.td_loss, 0.1 * full.td_loss)
-    torch.testing.assert_close(tenth.grad_norm, 0.1 * full.grad_norm)
+    torch.testing.assert_close(tenth.metrics["td_loss"], 0.1 * full.metrics["td_loss"])
+    torch.testing.assert_close(tenth.metrics["grad_norm"], 0.1 * full.metrics["grad_norm"])
 
 
 def test_priorities_are_absolute_errors_of_both_signs() -> None:
@@ -134,7 +134,7 @@ def test_mse_loss_is_half_the_square() -> None:
     batch = make_batch(3)
     td = naive_td(learner, batch, double=True)
     expected = (batch.weight * td.square() / 2).mean()
-    torch.testing.assert_close(learner.step(batch).td_loss, expected)
+    torch.testing.assert_close(learner.step(batch).metrics["td_loss"], expected)
 
 
 def test_column_vectors_are_rejected_instead_of_broadcast() -> None:
@@ -308,8 +308,8 @@ def test_step_after_restore_equals_step_without_restore(
     for step in range(6, 10):  # over the next target copy
         ours = learner.step(make_batch(step, spec))
         theirs = restored.step(make_batch(step, spec))
-        for name in ours._fields:
-            assert torch.equal(getattr(ours, name), getattr(theirs, name)), (step, name)
+        assert torch.equal(ours.priority, theirs.priority), step
+        assert ours.metrics == theirs.metrics, step
         assert same_weights(learner.network, restored.network), step
         assert same_weights(learner.target, restored.target), step
 
@@ -361,7 +361,7 @@ def test_warm_up_changes_neither_weights_nor_optimizer(optimizer: str) -> None:
 def test_learning_lowers_the_loss_on_a_fixed_batch() -> None:
     learner = make_learner(target_period_learner_steps=10_000)
     batch = make_batch(0)
-    losses = [float(learner.step(batch).td_loss) for _ in range(200)]
+    losses = [float(learner.step(batch).metrics["td_loss"]) for _ in range(200)]
     assert losses[-1] < 0.05 * losses[0]
 
 
@@ -387,8 +387,8 @@ def test_value_clipping_cuts_each_element() -> None:
 def test_step_reports_the_gradient_norm_before_clipping() -> None:
     free = make_learner(max_grad_norm=None).step(make_batch(0))
     clipped = make_learner(max_grad_norm=1e-3).step(make_batch(0))
-    assert torch.equal(free.grad_norm, clipped.grad_norm)
-    assert float(free.grad_norm) > 1e-3
+    assert torch.equal(free.metrics["grad_norm"], clipped.metrics["grad_norm"])
+    assert float(free.metrics["grad_norm"]) > 1e-3
 
 
 def test_clipping_changes_the_step() -> None:
@@ -421,7 +421,8 @@ def test_bfloat16_rounds_the_hidden_layers_and_nothing_else(
     ours, theirs = full.step(batch), mixed.step(batch)
     assert not torch.equal(ours.priority, theirs.priority)
     torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.005)
-    for actual in (*theirs, *mixed.network.state_dict().values()):
+    made = (theirs.priority, *theirs.metrics.values())
+    for actual in (*made, *mixed.network.state_dict().values()):
         assert actual.dtype == torch.float32
     # Not on the grid of bfloat16, as all would be had the heads been rounded.
     with torch.no_grad():
@@ -440,8 +441,7 @@ def test_bfloat16_gradients_point_where_those_of_float32_do() -> None:
     gradients = []
     for precision in ("float32", "bfloat16"):
         learner = make_learner(agent=CNN, spec=PIXELS, precision=precision)
-        _, _, _, _, *all_ = learner._gradients(*make_batch(0, PIXELS))
-        gradients.append(all_)
+        gradients.append(learner._gradients(make_batch(0, PIXELS))[1])
     for (name, _), ours, theirs in zip(learner.network.named_parameters(), *gradients, strict=True):
         cosine = torch.nn.functional.cosine_similarity(ours.flatten(), theirs.flatten(), dim=0)
         assert cosine > 0.99, name
@@ -480,7 +480,7 @@ def test_compiled_steps_equal_eager_ones_compile_once_and_restore_in_place(
         compiled.load_state_dict(state)
         again = compiled.step(make_batch(6, spec))
     assert torch.equal(once.priority, again.priority)
-    assert torch.equal(once.grad_norm, again.grad_norm)
+    assert torch.equal(once.metrics["grad_norm"], again.metrics["grad_norm"])
 
 
 def test_learner_gets_the_threads_it_is_told_or_the_cores_its_neighbours_leave(
@@ -574,7 +574,7 @@ def test_fault_that_is_not_the_compilers_is_raised_as_it_is() -> None:
     """Falling back must not hide what fails eagerly, too."""
     learner = make_learner(compile_step=True)
 
-    def gradients(*batch: torch.Tensor) -> None:
+    def gradients(batch: DeviceBatch) -> None:
         raise ZeroDivisionError("not the compiler")
 
     learner._run_gradients = learner._gradients = gradients  # type: ignore[method-assign, assignment]
@@ -612,11 +612,11 @@ def test_cuda_steps_equal_cpu_steps(compile_step: bool) -> None:
             batch = make_batch(step, PIXELS)
             ours = here.step(batch)
             theirs = there.step(DeviceBatch(*(tensor.to(device) for tensor in batch)))
-            for name in ours._fields:
-                assert getattr(theirs, name).device == device
-                torch.testing.assert_close(
-                    getattr(theirs, name).cpu(), getattr(ours, name), rtol=1e-3, atol=1e-3
-                )
+            pairs = [(theirs.priority, ours.priority)]
+            pairs += [(theirs.metrics[name], ours.metrics[name]) for name in ours.metrics]
+            for one, other in pairs:
+                assert one.device == device
+                torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.gpu

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from common.config import AgentConfig, LearnerConfig
 from common.networks import flatten_state
 from common.packing import pack_segment
+from common.reports import NEVER_SAVED, LearnerReport
 from common.types import Batch, PriorityUpdate, Weights, WeightsVersion
 from learner.learner import DeviceBatch, Learner, StepResult
 from learner.learner_loop import LearnerLoop
@@ -47,7 +48,8 @@ class FakeLearner:
         if self.poison_priority is not None:
             priority[2] = self.poison_priority
         loss = n if self.poison is None else self.poison
-        return StepResult(priority, *(torch.tensor(x) for x in (loss, 10 * n, 100 * n)))
+        numbers = {"td_loss": loss, "q_mean": 10 * n, "grad_norm": 100 * n}
+        return StepResult(priority, {name: torch.tensor(x) for name, x in numbers.items()})
 
     def count_episodes(self, episodes: int) -> None:
         self.episodes = episodes
@@ -95,6 +97,9 @@ class Bench:
             clock=self.clock,
         )
 
+    def report(self) -> LearnerReport:
+        return self.loop.report(dropped_priority_updates=7, save=NEVER_SAVED)
+
     def run(self, steps: int, seconds_each: float = 0.0) -> None:
         for _ in range(steps):
             self.clock.now_s += seconds_each
@@ -140,7 +145,7 @@ def test_priorities_are_those_of_their_own_ids() -> None:
 def test_samples_go_on_from_where_the_run_stood() -> None:
     bench = Bench(samples=1000)
     bench.run(3)
-    assert bench.loop.samples == bench.loop.report().samples == 1000 + 3 * B
+    assert bench.loop.samples == bench.report().samples == 1000 + 3 * B
 
 
 def test_learner_hears_with_each_step_how_many_games_ended() -> None:
@@ -266,28 +271,28 @@ def test_report_has_the_means_of_the_steps_since_the_last() -> None:
     bench = Bench(incarnation=1)
     bench.agent_steps = 33
     bench.run(3)
-    report = bench.loop.report()
-    assert report.td_loss == pytest.approx((1 + 2 + 3) / 3)
-    assert report.q_mean == pytest.approx(10 * (1 + 2 + 3) / 3)
-    assert report.grad_norm == pytest.approx(100 * (1 + 2 + 3) / 3)
+    report = bench.report()
+    assert report.metrics == pytest.approx({"td_loss": 2, "q_mean": 20, "grad_norm": 200})
+    assert list(report.metrics) == ["td_loss", "q_mean", "grad_norm"]
     assert report.version == WeightsVersion(1, 3)
     assert (report.learner_step, report.samples, report.agent_steps) == (3, 3 * B, 33)
+    assert (report.dropped_priority_updates, report.save) == (7, NEVER_SAVED)
     bench.run(2)
-    assert bench.loop.report().td_loss == pytest.approx((4 + 5) / 2)
+    assert bench.report().metrics["td_loss"] == pytest.approx((4 + 5) / 2)
 
 
 def test_report_without_steps_says_nothing_of_them() -> None:
-    report = Bench().loop.report()
-    assert all(math.isnan(value) for value in (report.td_loss, report.q_mean, report.grad_norm))
+    report = Bench().report()
+    assert report.metrics == {}
     assert report.learner_step == 0
 
 
 def test_phases_name_where_the_time_went_and_start_again() -> None:
     bench = Bench(period=1)
     bench.run(2)
-    names = {name for name, _ in bench.loop.report().phases.phases}
+    names = {name for name, _ in bench.report().phases.phases}
     assert names == {"wait", "step", "priorities", "publish"}
-    assert bench.loop.report().phases.phases == ()
+    assert bench.report().phases.phases == ()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -296,9 +301,9 @@ def test_learning_that_blew_up_is_an_error(poison: float) -> None:
     bench.run(2)
     bench.learner.poison = poison
     bench.run(1)
-    match = rf"Expect finite numbers from the learner, actually at learner step 3: loss {poison}"
+    match = rf"Expect finite numbers from the learner, actually at learner step 3: td_loss {poison}"
     with pytest.raises(FloatingPointError, match=match):
-        bench.loop.report()
+        bench.report()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
@@ -415,5 +420,6 @@ def test_loop_turns_the_real_learner_and_replay() -> None:
     assert updates[0].priority == pytest.approx(expected, rel=1e-4, abs=1e-5)
     assert loop.samples == 3 * 8
     assert not loop._sums.requires_grad
-    report = loop.report()
-    assert all(map(math.isfinite, (report.td_loss, report.q_mean, report.grad_norm)))
+    report = loop.report(dropped_priority_updates=0, save=NEVER_SAVED)
+    assert list(report.metrics) == ["td_loss", "q_mean", "grad_norm"]
+    assert all(map(math.isfinite, report.metrics.values()))

@@ -83,9 +83,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         learner=learner_report(
             learner_step=50,
             samples=1_600,
-            td_loss=0.5,
-            q_mean=1.5,
-            grad_norm=7.0,
+            metrics={"td_loss": 0.5, "q_mean": 1.5, "grad_norm": 7.0, "entropy": 0.25},
             phases=phases(step=4.0, wait=1.0),
         ),
     )
@@ -101,6 +99,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         "learner/td_loss": 0.5,
         "learner/q_mean": 1.5,
         "learner/grad_norm": 7.0,
+        "learner/entropy": 0.25,  # whatever comes
         "replay/transitions": 290 + 190,
         "replay/bytes": 10_000,
         "replay/samples_per_insert": 1_600 / 500,
@@ -127,7 +126,7 @@ def test_every_tag_of_the_design_is_written_at_frames_with_its_value(stage: Stag
         250 * 4,
         pytest.approx((11.5 + 20.7) / (14.6 + 20.7)),
     )
-    known = TAGS | BEYOND_DESIGN
+    known = TAGS | BEYOND_DESIGN | {"learner/entropy"}
     assert set(scalars) == known
 
 
@@ -220,7 +219,8 @@ def test_learner_rows_are_the_means_since_the_row_before_and_a_pause_at_the_end_
     """A learner that took no step in a row's last second did take those before."""
     for second, loss in enumerate([1.0, 3.0, math.nan, 8.0, math.nan, math.nan], 1):
         numbers = {"td_loss": loss, "q_mean": 2 * loss, "grad_norm": 3 * loss}
-        report = learner_report(phases=phases(step=float(second)), **numbers)
+        learned = {} if math.isnan(loss) else numbers
+        report = learner_report(phases=phases(step=float(second)), metrics=learned)
         stage.update(shard_report(inserts=second), after_s=1.0, learner=report)
     # The first row is written at 5 s; in what came after, up to closing, nothing was learned.
     assert stage.pairs("learner/td_loss") == [(20, 4.0)]

@@ -180,7 +180,7 @@ def test_seed_cartpole_pixels_learns_what_a_picture_is_worth() -> None:
             *(np.zeros(64, np.float32), pictures),
         )
         batch = DeviceBatch(*map(torch.as_tensor, tensors))
-        losses.append(float(learner.step(batch).td_loss))
+        losses.append(float(learner.step(batch).metrics["td_loss"]))
     assert np.mean(losses[-10:]) < 0.2 * np.mean(losses[:3]), losses
 
 

@@ -25,10 +25,7 @@ from driver.view.tags import (
     EVAL_EPISODE_RETURN,
     EVAL_HUMAN_NORMALIZED_SCORE,
     LEARNER_DROPPED_PRIORITY_UPDATES,
-    LEARNER_GRAD_NORM,
-    LEARNER_Q_MEAN,
     LEARNER_STEPS_PER_S,
-    LEARNER_TD_LOSS,
     REPLAY_BYTES,
     REPLAY_EVICTED_TRANSITIONS,
     REPLAY_LOST_TRANSITIONS,
@@ -43,6 +40,7 @@ from driver.view.tags import (
     TRANSITIONS_INSERTED_PER_S,
     TRANSITIONS_SAMPLED_PER_S,
     episode_return_quartile_tag,
+    learner_tag,
     phase_share_tag,
     restarts_tag,
     save_held_tag,
@@ -139,7 +137,7 @@ class Reporter:
         self._samples_since = 0  # by every learner since the start
         self._returns: deque[float] = deque(before.returns, maxlen=RETURN_GAMES)
         self._phases: dict[str, list[PhaseSeconds]] = {"actor": [], "replay": [], "learner": []}
-        self._learned: list[LearnerReport] = []  # since the last row, of steps that were taken
+        self._learned: dict[str, list[float]] = {}  # metrics that came since the last row
         self._lags: list[float] = []
         self._epsilons: dict[int, float] = {}  # by actor, as it last pushed
         self._lag = math.nan
@@ -269,8 +267,8 @@ class Reporter:
         self._learner_step = learner.learner_step
         if self._learner is None or learner.phases != self._learner.phases:
             self._phases["learner"].append(learner.phases)  # the learner reports at its own pace
-            if math.isfinite(learner.td_loss):
-                self._learned.append(learner)
+            for name, mean in learner.metrics.items():
+                self._learned.setdefault(name, []).append(mean)
         self._learner = learner
 
     def _write_games(self, episodes: Sequence[EpisodeRecord], since_frames: int) -> None:
@@ -303,9 +301,7 @@ class Reporter:
             LEARNER_STEPS_PER_S: self._stepped.per_second(),
             TRANSITIONS_SAMPLED_PER_S: self._sampled.per_second(),
             TRANSITIONS_INSERTED_PER_S: inserted_per_s,
-            LEARNER_TD_LOSS: _mean([report.td_loss for report in self._learned]),
-            LEARNER_Q_MEAN: _mean([report.q_mean for report in self._learned]),
-            LEARNER_GRAD_NORM: _mean([report.grad_norm for report in self._learned]),
+            **{learner_tag(name): _mean(means) for name, means in self._learned.items()},
             REPLAY_TRANSITIONS: self._totals.transitions,
             REPLAY_BYTES: sum(shard.bytes for shard in shards),
             REPLAY_SAMPLES_PER_INSERT: self._ratio(),
@@ -335,7 +331,7 @@ class Reporter:
             for phase, share in shares(phases, all_s).items():
                 scalars[phase_share_tag(role, phase)] = share
         self._sinks.scalars(scalars, self.progress.frames)
-        self._learned, self._lags = [], []
+        self._learned, self._lags = {}, []
         self._phases = {role: [] for role in self._phases}
 
     def _ratio(self) -> float:

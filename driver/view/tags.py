@@ -16,7 +16,6 @@ EVAL_EPISODE_RETURN = "eval/episode_return"
 EVAL_HUMAN_NORMALIZED_SCORE = "eval/human_normalized_score"
 LEARNER_TD_LOSS = "learner/td_loss"
 LEARNER_Q_MEAN = "learner/q_mean"
-LEARNER_GRAD_NORM = "learner/grad_norm"
 LEARNER_DROPPED_PRIORITY_UPDATES = "learner/dropped_priority_updates"
 REPLAY_TRANSITIONS = "replay/transitions"
 REPLAY_BYTES = "replay/bytes"
@@ -38,6 +37,11 @@ def episode_return_quartile_tag(ladder_position: float) -> str:
     if not 0 <= ladder_position < 1:
         raise ValueError(f"Expect 0 <= `ladder_position` < 1, actually: {ladder_position}")
     return f"{TRAIN_EPISODE_RETURN}_epsilon_quartile_{1 + int(4 * ladder_position)}"
+
+
+def learner_tag(metric: str) -> str:
+    """Return the tag of one of the learner's metrics."""
+    return f"learner/{metric}"
 
 
 def phase_share_tag(role: str, phase: str) -> str:
