@@ -11,7 +11,6 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from io import TextIOWrapper
-from types import TracebackType
 from typing import TextIO
 
 import rich.console
@@ -74,11 +73,10 @@ class Console:
         self._screen = _Screen(file=stream, markup=False, highlight=False, emoji=False)
         self._is_live = stream.isatty() and self._screen.is_interactive
         self._live: Live | None = None
-        self._status: RunStatus | None = None
+        self._unprinted: RunStatus | None = None  # the newest, where it is not out yet
+        self._unlogged: RunStatus | None = None
         self._next_plain_s = -math.inf
         self._next_log_s = -math.inf
-        self._plain_is_current = True
-        self._log_is_current = True
         self._stream_is_lost = False
         # Reentrant: a signal handler may note in the middle of an update.
         self._lock = threading.RLock()
@@ -87,14 +85,15 @@ class Console:
     def update(self, status: RunStatus) -> None:
         """Show a newer status."""
         with self._lock:
-            self._status = status
             now = self._clock()
-            self._plain_is_current = self._log_is_current = False
+            self._unlogged = status
             if self._is_live:
                 self._show_block(status)
-            elif now >= self._next_plain_s:
-                self._next_plain_s = now + PLAIN_PERIOD_S
-                self._print_status_line()
+            else:
+                self._unprinted = status
+                if now >= self._next_plain_s:
+                    self._next_plain_s = now + PLAIN_PERIOD_S
+                    self._print_status_line()
             if now >= self._next_log_s:
                 self._next_log_s = now + LOG_PERIOD_S
                 self._log_status_line()
@@ -121,22 +120,14 @@ class Console:
             if self._live is not None:
                 live, self._live = self._live, None
                 self._guard(live.stop)
-            elif not self._plain_is_current:
-                self._print_status_line()
-            if not self._log_is_current:
-                self._log_status_line()
-            self._plain_is_current = self._log_is_current = True
+            self._print_status_line()
+            self._log_status_line()
 
     def __enter__(self) -> Console:
         """Return the console itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let go of the terminal, whatever happened."""
         self.close()
 
@@ -156,14 +147,14 @@ class Console:
         self._guard(lambda: live.update(block, refresh=True))
 
     def _print_status_line(self) -> None:
-        if self._status is not None and not self._is_live:
-            self._plain_is_current = True
-            self._print(f"[{format_duration(self._status.elapsed_s)}] {status_line(self._status)}")
+        status, self._unprinted = self._unprinted, None
+        if status is not None:
+            self._print(f"[{format_duration(status.elapsed_s)}] {status_line(status)}")
 
     def _log_status_line(self) -> None:
-        if self._status is not None:
-            self._log_is_current = True
-            self._log(status_line(self._status))
+        status, self._unlogged = self._unlogged, None
+        if status is not None:
+            self._log(status_line(status))
 
     def _print(self, text: str) -> None:
         def put() -> None:
@@ -185,10 +176,10 @@ class Console:
             self._stream_is_lost = True
             self._is_live = False
             live, self._live = self._live, None
-            with suppress(OSError):  # it prints once more; what it must do is hand back sys.stdout
+            with suppress(OSError):  # it must hand back sys.stdout, and tries to print once more
                 if live is not None:
                     live.stop()
-            with suppress(OSError):  # else each plain `print` there would raise
+            with suppress(OSError):  # so that no plain `print` to it raises
                 point_at_null(self._stream.fileno())
             self._log(f"the output is gone ({error}); what comes is in this log alone")
 

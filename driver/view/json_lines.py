@@ -27,7 +27,8 @@ class JsonLines(RecordFile):
     Each line has `frames` and `time_s` (seconds since 1970), and the tags and values that
     TensorBoard gets, unrounded. A NaN, which means "nothing to tell", is left out; an infinite
     value, for which JSON has no number, is null. Lines stand in the order in which they were
-    written: an evaluation, and games that ended together, have fewer frames than lines above.
+    written. Several may have the same frames, which EventWriter has to tell apart; and an
+    evaluation, which stands where its weights stood, has fewer than lines above it.
 
     Each start of the run writes a line with `start`, at the frames it goes on from: lines above it
     with more frames were played again by a run that crashed after its checkpoint. Whoever reads

@@ -127,7 +127,7 @@ class Reporter:
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
-        self._games_per_s = 0.0  # when the newest ended
+        self._games_per_s = 0.0  # as of the newest that ended
         self._learner_step = before.learner_steps
         self._totals = ReplayTotals(config.replay.shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
@@ -188,7 +188,8 @@ class Reporter:
         for index, shard in shards.items():
             self._book_shard(index, shard)
         self._inserted.update_total(self._totals.accepted)
-        if ended := self._totals.episodes - ended_before:  # see Rate: games may come far apart
+        # Games may come further apart than the window: their rate is asked for when one ends.
+        if ended := self._totals.episodes - ended_before:
             self._ended.add(ended)
             self._games_per_s = self._ended.per_second()
         if learner is not None:
@@ -274,9 +275,9 @@ class Reporter:
     def _write_games(self, episodes: Sequence[EpisodeRecord], since_frames: int) -> None:
         """Write every game by itself: means are the reader's affair.
 
-        Games that are heard of at once ended at some time since the report before: they stand at
-        equal distances, the last at the frame they are heard of at, where a resumed run may set
-        in: none far from where it ended, and beyond it only if there are more games than frames.
+        A report does not say when its games ended. They are spread at equal distances over the
+        frames since the report before, the last of them at the newest frame. A run may be resumed
+        from that frame, so none stands beyond it, unless there are more games than frames.
         """
         frames_each = (self.progress.frames - since_frames) / max(1, len(episodes))
         for number, game in enumerate(episodes, start=1):
