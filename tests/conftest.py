@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -63,6 +64,27 @@ def ray_session() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def base() -> Iterator[Path]:
+    """A place for temporary files whose path is short enough for Ray's sockets."""
+    with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short serial run that ended well; tests copy it before they change it."""
+    import torch
+
+    from launch import main
+
+    path = tmp_path_factory.mktemp("trained") / "run"
+    flags = ("--preset", "cartpole", "--serial", "--evaluator.no-enabled", "--seed", "7")
+    assert main([*flags, "--total-frames", "1100", "--run-dir", str(path)]) == 0
+    torch.use_deterministic_algorithms(False)
+    return path
 
 
 @pytest.fixture

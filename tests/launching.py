@@ -174,3 +174,18 @@ def title_of(process: psutil.Process) -> str:
         return " ".join(process.cmdline()).strip()
     except psutil.Error:
         return ""
+
+
+def raylets(launched: Launched) -> list[psutil.Process]:
+    """Return a run's raylet, if it is up."""
+    found = []
+    for process in launched.processes():
+        with contextlib.suppress(psutil.Error):
+            if process.name() == "raylet":
+                found.append(process)
+    return found
+
+
+def left_in(base: Path) -> list[str]:
+    """Return the names of the runs' folders in a place."""
+    return sorted(path.name for path in base.glob("troop-*"))

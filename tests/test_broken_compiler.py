@@ -20,6 +20,7 @@ def flags(run: Path, choice: str) -> tuple[str, ...]:
     )
 
 
+@pytest.mark.ray
 def test_run_learns_on_eagerly_and_says_once_why(tmp_path: Path) -> None:
     run = tmp_path / "run"
     environment = {**BROKEN, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
@@ -32,7 +33,10 @@ def test_run_learns_on_eagerly_and_says_once_why(tmp_path: Path) -> None:
     assert result_of(run)["learner_steps"] > 50
 
 
-@pytest.mark.parametrize("serial", [(), ("--serial",)], ids=["ray", "serial"])
+@pytest.mark.parametrize(
+    "serial",
+    [pytest.param((), id="ray", marks=pytest.mark.ray), pytest.param(("--serial",), id="serial")],
+)
 def test_run_that_insists_ends_with_the_compilers_error_and_starts_nobody_again(
     serial: tuple[str, ...], tmp_path: Path
 ) -> None:

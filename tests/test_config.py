@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from common.config_file import (
     save_file,
     to_dict,
 )
-from common.schema import shown
+from common.schema import Bounds, shown
 
 
 def with_values(**values: Any) -> Config:
@@ -39,68 +41,18 @@ def with_values(**values: Any) -> Config:
     return config
 
 
-# The values next to what is possible, and what the line says of them.
-COUNTS = [
-    "total_frames",
-    "total_episodes",
-    "env__action_repeat_frames",
-    "env__stack",
-    "env__max_game_frames",
-    "agent__n_step",
-    "actor__count",
-    "actor__envs",
-    "actor__segment_transitions",
-    "actor__weights_poll_agent_steps",
-    "actor__push_window",
-    "replay__capacity",
-    "replay__min_size",
-    "replay__shards",
-    "replay__frames_per_block",
-    "learner__batch_size",
-    "learner__target_period_learner_steps",
-    "learner__target_period_episodes",
-    "learner__publish_period_learner_steps",
-    "learner__prefetch_batches",
-    "learner__decode_threads",
-    "evaluator__episodes",
-    "checkpoint__keep",
-]
-MAY_BE_ZERO = ["seed", "env__noop_max", "learner__threads"]
-POSITIVE = [
-    "actor__cpus",
-    "actor__epsilon_decay_agent_steps",
-    "replay__samples_per_insert",
-    "replay__band",
-    "learner__learning_rate",
-    "learner__optimizer_epsilon",
-    "learner__max_grad_norm",
-    "learner__max_grad_value",
-    "evaluator__every_minutes",
-    "checkpoint__every_minutes",
-    "health__hang_s",
-]
-SHARES = [
-    "env__sticky_actions",
-    "replay__priority_exponent",
-    "replay__importance_exponent",
-    "agent__gamma",
-    "actor__epsilon",
-    "actor__epsilon_start",
-    "actor__epsilon_end",
-    "learner__rmsprop_decay",
-    "evaluator__epsilon",
-]
+# One of each kind; what lies outside of every setting's bounds is tried further below.
 IMPOSSIBLE = [
-    *[(name, value, ">= 1") for name in COUNTS for value in (0, -3)],
-    *[(name, -1, ">= 0") for name in MAY_BE_ZERO],
-    *[("actor__epsilon_alpha", v, "finite and >= 0") for v in (-0.1, math.inf, math.nan)],
-    *[(n, v, "finite and > 0") for n in POSITIVE for v in (0.0, -1.0, math.inf, math.nan)],
-    ("replay__max_bytes", 0, "finite and > 0"),
+    ("total_frames", 0, ">= 1"),
     ("env__stack", 256, "<= 255"),
     ("actor__count", 10**9, "<= 100,000"),
     ("replay__shards", 129, "<= 128"),
+    ("learner__threads", -1, ">= 0"),
     ("seed", 10**4_000, "<= 9,223,372,036,854,775,807"),
-    *[(name, value, "from 0 to 1") for name in SHARES for value in (-0.01, 1.01, math.nan)],
+    ("replay__max_bytes", 0, "finite and > 0"),
+    *[("learner__learning_rate", v, "finite and > 0") for v in (0.0, -1.0, math.inf, math.nan)],
+    *[("actor__epsilon_alpha", v, "finite and >= 0") for v in (-0.1, math.inf, math.nan)],
+    *[("agent__gamma", v, "from 0 to 1") for v in (-0.01, 1.01, math.nan)],
     *[("stop_at_return", v, "finite") for v in (math.inf, -math.inf, math.nan)],
     *[
         ("stop_at_return_of", of, "either, where no --stop-at-return is given")
@@ -110,6 +62,20 @@ IMPOSSIBLE = [
     ("agent__hidden", (), "one or more widths >= 1"),
     ("agent__hidden", (64, 0), "one or more widths >= 1"),
 ]
+
+
+def numbers() -> dict[str, Bounds | None]:
+    """Return the bounds that stand beside each setting that holds a number, by its name."""
+    found: dict[str, Bounds | None] = {}
+    parts = {field.name: getattr(Config(), field.name) for field in dataclasses.fields(Config)}
+    for prefix, part in [("", Config()), *((f"{name}__", part) for name, part in parts.items())]:
+        if not dataclasses.is_dataclass(part):
+            continue
+        for name, hint in typing.get_type_hints(type(part), include_extras=True).items():
+            if re.search(r"\b(int|float)\b", str(hint)):
+                bounds = [one for one in hint.__metadata__ if isinstance(one, Bounds)]
+                found[prefix + name] = bounds[0] if bounds else None
+    return found
 
 
 def flag_of(name: str) -> str:
@@ -129,15 +95,15 @@ def test_number_of_thousands_of_digits_is_told_in_a_few_words() -> None:
     assert problem.startswith("--seed a whole number of about 6,000 digits: must be <= 9,223,")
 
 
-def test_every_number_of_the_configuration_is_checked() -> None:
-    checked = {name for name, _, _ in IMPOSSIBLE}
-    for part in dataclasses.fields(Config):
-        value = getattr(Config(), part.name)
-        inside = dataclasses.fields(value) if dataclasses.is_dataclass(value) else (part,)
-        for field in inside:
-            if re.search(r"\b(int|float)\b", str(field.type)):
-                name = field.name if field is part else f"{part.name}__{field.name}"
-                assert name in checked, f"{name} may be anything"
+@pytest.mark.parametrize("name", numbers())
+def test_every_number_has_bounds_and_is_refused_outside_of_them(name: str) -> None:
+    bounds = numbers()[name]
+    assert bounds is not None, f"{name} may be anything"
+    value = functools.reduce(getattr, name.split("__"), Config())
+    for outside in (bounds.least - 1 - abs(bounds.least), bounds.most * 2 + 1, math.nan):
+        changed = (outside,) if isinstance(value, tuple) else outside
+        (problem,) = with_values(**{name: changed}).problems()
+        assert problem.startswith(f"{flag_of(name)} ")
 
 
 @pytest.mark.parametrize(
@@ -224,7 +190,7 @@ def test_values_that_do_not_go_together_are_named(
         {"stop_at_return": -21.0},
         {"stop_at_return": 0.0, "stop_at_return_of": "eval"},
         {"stop_at_return": 18.0, "evaluator__enabled": False},
-        {name: 1 for name in COUNTS},
+        {name: 1 for name, bounds in numbers().items() if bounds and bounds.least == 1},
     ],
 )
 def test_value_at_the_edge_of_what_is_possible_is_allowed(values: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from launch import main
 from learner.checkpoint import CheckpointError, load, save
 
 # How many folders are tried; more with TROOP_FUZZ=2000.
-EXAMPLES = int(os.environ.get("TROOP_FUZZ", "60"))
+EXAMPLES = int(os.environ.get("TROOP_FUZZ", "30"))
 # Of a processor, which a machine that others use, too, does not stretch; and until what waits for
 # something that never comes counts as hung.
 QUICK_S = 5.0
@@ -220,7 +220,7 @@ def command(*arguments: str) -> int:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
-    derandomize=EXAMPLES == 60,
+    derandomize=EXAMPLES == 30,
     suppress_health_check=list(HealthCheck),
 )
 @given(data=st.data())

@@ -1,4 +1,7 @@
-"""What a run on one machine listens on, and whom it lets in."""
+"""What a run on one machine listens on, where its sockets lie, and whom it lets in.
+
+The tests share one run, which the last of them ends.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,27 @@ import ipaddress
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from launching import ROOT, STOP_S, Launched, started
+from launching import (
+    ROOT,
+    STOP_S,
+    Launched,
+    launch,
+    left_in,
+    raylets,
+    result_of,
+    started,
+    title_of,
+)
 
 from driver import ray_session
 
-pytestmark = pytest.mark.ray
-
-ENDLESS = ("--preset", "cartpole", "--total-frames", "100_000_000", "--dashboard")
+ENDLESS = ("--preset", "cartpole", "--total-frames", "100_000_000")
+RAY_S_SOCKETS = {"raylet", "plasma_store"}
 
 # Knocks at the run's Ray as any other process of this machine could.
 KNOCK = """
@@ -66,6 +79,11 @@ def is_loopback(address: str) -> bool:
     return (mapped or ip).is_loopback
 
 
+def is_shut(folder: Path) -> bool:
+    """Return whether nobody but its owner can enter a folder."""
+    return folder.stat().st_mode & 0o077 == 0
+
+
 def knock(address: str, **environment: str) -> str:
     """Try to join the Ray at `address`; return what came of it."""
     without = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
@@ -81,36 +99,118 @@ def knock(address: str, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("doors") / "run"
+
+
+@pytest.fixture(scope="module")
+def running(base: Path, run: Path) -> Iterator[Launched]:
+    """Return a run that plays, started from a shell that says nothing of Ray, unlike conftest."""
+    shell = {"TMPDIR": str(base)}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patch.delenv(name)
+        with started(*ENDLESS, "--dashboard", "--run-dir", str(run), environment=shell) as launched:
+            patch.undo()
+            launched.wait_for("every actor has pushed")
+            launched.wait_until(lambda: bool(launched.workers("EvaluatorProcess")), "evaluator")
+            yield launched
+            if launched.is_running:
+                launched.interrupt()
+
+
+def address_of(running: Launched) -> str:
+    """Return where a run's Ray is asked for."""
+    (address,) = {f"{ip}:{port}" for name, ip, port in doors(running) if name == "gcs_server"}
+    return address.replace("::ffff:", "")
+
+
+@pytest.mark.ray
 def test_a_run_listens_on_loopback_alone_and_lets_in_nobody_without_its_token(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    running: Launched, tmp_path: Path
 ) -> None:
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # as in a user's shell, unlike conftest.py
-        monkeypatch.delenv(name)
-    run = tmp_path / "run"
-    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+    found = doors(running)
+    assert {"raylet", "gcs_server"} <= {process for process, _, _ in found}
+    assert [door for door in found if not is_loopback(door[1])] == []
+    modes = auth_modes(running)
+    roles = ("Actor", "Evaluator", "Learner", "Replay", "WeightStore")
+    assert {"raylet", "gcs_server", *(f"ray::{role}Process" for role in roles)} <= set(modes)
+    assert {name: theirs for name, theirs in modes.items() if theirs != {"token"}} == {}
+    home = {"HOME": str(tmp_path)}  # no ~/.ray/auth_token
+    (raylet,) = raylets(running)
+    token = raylet.environ()["RAY_AUTH_TOKEN"]
+    assert "refused:" in knock(address_of(running), RAY_AUTH_MODE="disabled", **home)
+    # So that the refusal above is the token's doing.
+    right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    assert "let in: 1 nodes" in knock(address_of(running), **right, **home)
+
+
+@pytest.mark.ray
+def test_a_ray_with_another_token_is_refused_in_one_line(running: Launched) -> None:
+    other = {"RAY_AUTH_TOKEN": "0" * 64}
+    done = launch(*ENDLESS, "--address", address_of(running), environment=other)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "it asks for another token" in done.stderr
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
+def test_sockets_and_logs_lie_in_a_folder_that_others_cannot_enter(
+    running: Launched, base: Path
+) -> None:
+    (folder,) = base.glob("troop-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    sockets = {
+        Path(str(connection.laddr))
+        for process in running.processes()
+        for connection in process.net_connections(kind="unix")
+        if str(connection.laddr).startswith("/")
+    }
+    assert {path.name for path in sockets if path.is_relative_to(folder)} >= RAY_S_SOCKETS
+    # Ray's web pages have one more, in a folder that Python makes for it.
+    assert [path for path in sockets if not any(map(is_shut, path.parents))] == []
+    (raylet,) = raylets(running)
+    assert f"--temp_dir={folder}" in title_of(raylet)
+
+
+def expect_death_of_agent(launched: Launched, run: Path, title: str, name: str) -> None:
+    """Kill one of Ray's agents; see the run end and say which."""
+    (agent,) = launched.workers(title)
+    agent.kill()
+    assert launched.wait(60.0).returncode == 1, launched.said
+    reason = result_of(run)["end_reason"]
+    assert reason.startswith("Ray died: its raylet is gone: "), reason
+    assert name in reason
+
+
+@pytest.mark.ray
+def test_the_death_of_ray_s_agent_is_told_by_its_name_and_its_folder_goes_with_the_run(
+    running: Launched, run: Path, base: Path
+) -> None:
+    expect_death_of_agent(running, run, "DashboardAgent", "dashboard_agent")
+    running.wait_until_gone(STOP_S)
+    assert left_in(base) == []
+
+
+@pytest.mark.ray
+def test_a_killed_run_s_folder_goes_with_the_next_start(base: Path, tmp_path: Path) -> None:
+    shell = {"TMPDIR": str(base)}
+    with started(*ENDLESS, "--run-dir", str(tmp_path / "killed"), environment=shell) as launched:
+        launched.wait_until(lambda: bool(raylets(launched)), "raylet")
+        launched.kill()
+        launched.wait(STOP_S)
+        (killed,) = left_in(base)
+        for process in launched.processes():  # Ray's agents would wait a minute for news
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+    run = tmp_path / "next"
+    with started(*ENDLESS, "--run-dir", str(run), environment=shell) as launched:
         launched.wait_for("every actor has pushed")
-        found = doors(launched)
-        assert {"raylet", "gcs_server"} <= {process for process, _, _ in found}
-        assert [door for door in found if not is_loopback(door[1])] == []
-        launched.wait_until(lambda: bool(launched.workers("EvaluatorProcess")), "evaluator")
-        modes = auth_modes(launched)
-        roles = ("Actor", "Evaluator", "Learner", "Replay", "WeightStore")
-        assert {"raylet", "gcs_server", *(f"ray::{role}Process" for role in roles)} <= set(modes)
-        assert {name: theirs for name, theirs in modes.items() if theirs != {"token"}} == {}
-        (gcs,) = [f"{ip}:{port}" for process, ip, port in found if process == "gcs_server"]
-        gcs = gcs.replace("::ffff:", "")
-        home = {"HOME": str(tmp_path)}  # no ~/.ray/auth_token
-        token = next(
-            process.environ()["RAY_AUTH_TOKEN"]
-            for process in launched.processes()
-            if process.name() == "raylet"
-        )
-        assert "refused:" in knock(gcs, RAY_AUTH_MODE="disabled", **home)
-        # So that the refusal above is the token's doing.
-        right = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
-        assert "let in: 1 nodes" in knock(gcs, **right, **home)
-        launched.interrupt()
-        assert launched.wait(STOP_S).returncode == 130, launched.said
+        assert len(left_in(base)) == 1
+        assert killed not in left_in(base)
+        expect_death_of_agent(launched, run, "RuntimeEnv", "runtime_env_agent")
+    assert left_in(base) == []
 
 
 @pytest.mark.parametrize("mode", ["disabled", "k8s", "", None])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Iterator
 
@@ -16,15 +17,14 @@ from faulting import (
     ACTOR_BACK_S,
     FLAGS,
     HANG_S,
-    HEARD_OF_S,
     ROUND_S,
     Job,
     checkpoint_names,
-    checkpoint_steps,
     checkpoints,
+    last_frame,
     snapshots,
 )
-from launching import STOP_S, started
+from launching import ROOT, STOP_S, result_of, started
 
 from driver.view.events import read_scalars
 from driver.view.tags import save_held_tag
@@ -33,9 +33,6 @@ from learner.checkpoint import CheckpointFolder
 
 pytestmark = pytest.mark.ray
 
-# While one of these is away frames go on. An actor stands still by design when its pushes to a
-# dead shard fill its window, and when the limiter holds it since the learner is away.
-_NOBODY_WAITS_FOR = ("actor", "evaluator", "weight_store")
 _RESTORED = r"replay \d+: goes on with the [1-9][\d,]* transitions of its snapshot"
 # A save should hold its process up for less than 0.1 s; the rest is for a machine that others use,
 # too, where a process may have to wait for a core in the middle of it.
@@ -57,47 +54,55 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         launched.wait_until(lambda: snapshots(run) >= 2, "snapshots")
         launched.wait_until(lambda: checkpoints(run) >= 1, "checkpoint")
         yield job
-        launched.interrupt()
-        assert launched.wait(STOP_S).returncode == 130, launched.said
+        if launched.is_running:
+            launched.interrupt()
 
 
-@pytest.mark.parametrize(
-    ("role", "back_s"),
-    [
-        ("actor", ACTOR_BACK_S),
-        ("evaluator", 90.0),
-        ("replay", 60.0),
-        ("weight_store", 60.0),
-        ("learner", 90.0),
-    ],
-)
-def test_a_killed_process_is_replaced_and_the_run_goes_on(
-    job: Job, role: str, back_s: float
-) -> None:
-    restarts = job.last(f"health/{role}_restarts")
-    before, deaths, restored = job.comebacks(role), job.said(_death(role)), job.said(_RESTORED)
+def _kill(job: Job, roles: tuple[str, ...], within_s: float) -> tuple[float, float]:
+    """Kill a process of each role and see it told, counted and replaced.
+
+    Returns:
+      When they were killed and when the last was back, seconds since the epoch.
+    """
+    restarts = [job.last(f"health/{role}_restarts") for role in roles]
+    counts = [(job.comebacks(role), job.said(_death(role))) for role in roles]
     killed_s = time.time()
-    kept = checkpoint_steps(job.run, until_s=killed_s - HEARD_OF_S)
-    job.victims(role)[0].kill()
-    job.wait_for_comeback(role, before, back_s)
+    for victim in [job.victims(role)[0] for role in roles]:
+        victim.kill()
+    for role, (comebacks, _) in zip(roles, counts, strict=True):
+        job.wait_for_comeback(role, comebacks, within_s)
     returned_s = time.time()
-    assert job.said(_death(role)) == deaths + 1
-    job.launched.wait_until(
-        lambda: job.last(f"health/{role}_restarts") == restarts + 1, "count of the restart"
-    )
-    if role in _NOBODY_WAITS_FOR:
-        job.wait_for_scalars_after(returned_s)
-        # Of an actor the driver hears when its own first push is in: that does not count.
-        until_s = returned_s - (ROUND_S if role == "actor" else 0.0)
-        assert job.frames_by(killed_s + 1.5 * ROUND_S) < job.frames_by(until_s)
-    if role == "replay":
-        job.wait_until(lambda: job.said(_RESTORED) > restored, "its snapshot", 30.0)
-        assert job.said(_RESTORED) == restored + 1
-    if role == "learner":
-        job.wait_until(
-            lambda: checkpoint_steps(job.run, since_s=returned_s) != [], "a new checkpoint", 60.0
-        )
-        assert checkpoint_steps(job.run, since_s=returned_s)[0] >= kept[-1] > 0
+    for role, (_, deaths), before in zip(roles, counts, restarts, strict=True):
+        assert job.said(_death(role)) == deaths + 1
+        _expect_count(job, role, before + 1)
+    return killed_s, returned_s
+
+
+def _expect_count(job: Job, role: str, restarts: float) -> None:
+    """Wait until the events tell so many restarts of a role."""
+    tag = f"health/{role}_restarts"
+    job.wait_until(lambda: job.last(tag) == restarts, f"{restarts} of {tag}", 60.0)
+
+
+def _expect_hung(job: Job, role: str) -> None:
+    """Wait until the driver says that a process of a role hung."""
+    said = rf"{role} \d+ died, .* it hung: silent for"
+    job.wait_until(lambda: job.said(said) == 1, f"word of the hung {role}", HANG_S + 10.0)
+
+
+# Frames go on while these are away. Not without a shard or the learner: an actor stands still by
+# design when its pushes to a dead shard fill its window, and when the limiter holds it.
+@pytest.mark.parametrize(
+    ("roles", "within_s"), [(("actor",), ACTOR_BACK_S), (("evaluator", "weight_store"), 90.0)]
+)
+def test_killed_processes_that_nobody_waits_for_are_replaced_while_frames_go_on(
+    job: Job, roles: tuple[str, ...], within_s: float
+) -> None:
+    killed_s, returned_s = _kill(job, roles, within_s)
+    job.wait_for_scalars_after(returned_s)
+    # Of an actor the driver hears when its own first push is in: that does not count.
+    until_s = returned_s - (ROUND_S if "actor" in roles else 0.0)
+    assert job.frames_by(killed_s + 1.5 * ROUND_S) < job.frames_by(until_s)
     job.expect_progress()
 
 
@@ -105,14 +110,12 @@ def test_a_learner_killed_before_anybody_heard_of_its_checkpoint_goes_on_from_it
     job: Job,
 ) -> None:
     """The driver hears of a checkpoint with the next report, up to two seconds later."""
-    victim, folder = job.victims("learner")[0], job.run / "checkpoints"
-    before, comebacks = checkpoint_names(job.run), job.comebacks("learner")
+    folder, before = job.run / "checkpoints", checkpoint_names(job.run)
     give_up_s = time.monotonic() + 60.0
     while not (new := {n for n in os.listdir(folder) if n.startswith("checkpoint_")} - before):
         assert time.monotonic() < give_up_s, job.launched.said
-    victim.kill()
+    _kill(job, ("learner",), 90.0)
     (name,) = new
-    job.wait_for_comeback("learner", comebacks, 90.0)
     job.wait_until(lambda: job.said(rf"learner 0: .*; goes on from .*{name}") == 1, name, 30.0)
     after = checkpoint_names(job.run)
     job.wait_until(lambda: bool(checkpoint_names(job.run) - after), "another checkpoint", 60.0)
@@ -131,21 +134,21 @@ def test_all_actors_killed_at_once_come_back(job: Job) -> None:
     job.expect_progress()
 
 
-@pytest.mark.parametrize("role", ["actor", "replay", "learner"])
-def test_a_stopped_process_is_noticed_killed_and_replaced(job: Job, role: str) -> None:
-    hung = job.said(rf"{role} \d+ died, .* it hung: silent for")
-    before = job.comebacks(role)
-    victim = job.victims(role)[0]
-    victim.suspend()
-    job.launched.wait_until(
-        lambda: job.said(rf"{role} \d+ died, .* it hung: silent for") > hung,
-        f"word of the hung {role}",
-        HANG_S + 10.0,
-    )
-    job.wait_for_comeback(role, before, 90.0)
-    with contextlib.suppress(psutil.NoSuchProcess):
-        victim.wait(timeout=5.0)
-    assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
+def test_stopped_processes_are_noticed_killed_and_replaced(job: Job) -> None:
+    """One of each kind at once, so that they are waited for."""
+    roles = ("actor", "replay", "learner")
+    before = [job.comebacks(role) for role in roles]
+    victims = [job.victims(role)[0] for role in roles]
+    for victim in victims:
+        victim.suspend()
+    for role in roles:
+        _expect_hung(job, role)
+    for role, comebacks in zip(roles, before, strict=True):
+        job.wait_for_comeback(role, comebacks, 90.0)
+    for victim in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            victim.wait(timeout=5.0)
+        assert not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE
     job.expect_progress()
 
 
@@ -159,12 +162,13 @@ def test_a_learner_and_a_shard_killed_together_come_back(job: Job) -> None:
     job.expect_progress()
 
 
-def test_what_a_killed_shard_lost_is_counted_and_the_sums_agree(job: Job) -> None:
+def test_a_killed_shard_goes_on_with_its_snapshot_and_what_it_lost_is_counted(job: Job) -> None:
     lost = job.last("replay/lost_transitions")
     for _ in range(3):  # one that is killed right after its snapshot loses nothing
-        before = job.comebacks("replay")
-        job.victims("replay")[0].kill()
-        job.wait_for_comeback("replay", before, 60.0)
+        restored = job.said(_RESTORED)
+        _kill(job, ("replay",), 60.0)
+        job.wait_until(lambda: job.said(_RESTORED) > restored, "its snapshot", 30.0)  # noqa: B023
+        assert job.said(_RESTORED) == restored + 1
         job.expect_progress()
         if job.last("replay/lost_transitions") > lost:
             break
@@ -195,3 +199,45 @@ def test_no_save_held_its_process_up_for_long(job: Job) -> None:
         held_s = scalars[save_held_tag(role)].values
         assert len(held_s) > 0
         assert held_s.max() < _SAVE_HELD_S, (role, held_s.max())
+
+
+def test_training_goes_on_when_the_checkpoint_folder_is_removed_or_cannot_be_written(
+    job: Job,
+) -> None:
+    run, launched = job.run, job.launched
+    tracebacks = (run / "log.txt").read_text().count("Traceback")
+    shutil.rmtree(run / "checkpoints")
+    launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "another one")
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").write_text("in the way")
+    launched.wait_for("learner 0 could not write its checkpoint: ")
+    launched.wait_for("replay 0 could not write its snapshot: ")
+    frames = last_frame(run, "learner/td_loss")
+    launched.wait_until(lambda: last_frame(run, "learner/td_loss") > frames, "learning")
+    (run / "checkpoints").unlink()
+    launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "a last one")
+    assert (run / "log.txt").read_text().count("Traceback") == tracebacks
+
+
+def test_a_folder_that_is_moved_under_its_run_is_found_by_everybody(job: Job) -> None:
+    """The last one: it ends the job."""
+    run, moved = job.run, job.run.parent / "else where"
+    launched, job = job.launched, job._replace(run=moved)
+    assert result_of(run)["end_reason"] == "running"
+    run.rename(moved)
+    launched.wait_for(f"the run folder {run} was moved; saving goes on in {moved}")
+    for role in ("learner", "replay"):  # those who take over have never seen the old name
+        comebacks = job.comebacks(role)
+        job.victims(role)[0].kill()
+        job.wait_for_comeback(role, comebacks, 90.0)
+    job.expect_progress()
+    before = checkpoint_names(moved)
+    job.wait_until(lambda: bool(checkpoint_names(moved) - before), "a new checkpoint", 60.0)
+    launched.interrupt()
+    done = launched.wait(STOP_S)
+    assert done.returncode == 130
+    assert [path.name for path in run.parent.iterdir()] == ["else where"]
+    assert done.stdout.count("was moved") == 1
+    assert result_of(moved)["end_reason"] == "interrupted"
+    assert f"continue with: python {ROOT / 'launch.py'} --resume '{moved}'" in done.stdout
+    assert "interrupted: " in (moved / "log.txt").read_text()

@@ -12,7 +12,16 @@ import pytest
 import torch
 import yaml
 from design_tags import DESIGN_TAGS
-from launching import ROOT, STOP_S, Launched, launch, result_of, started
+from launching import (
+    ROOT,
+    STOP_S,
+    Launched,
+    launch,
+    left_in,
+    raylets,
+    result_of,
+    started,
+)
 
 from driver.view.events import read_scalars
 from launch import main
@@ -43,19 +52,30 @@ def has_learned(run: Path) -> bool:
 
 
 @pytest.mark.ray
-def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_plotted(
+def test_the_command_of_the_readme_ends_0_writes_everything_and_can_be_scored_and_plotted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    done = launch(*QUICK, "--actors", "2", "--total-frames", "12000", "--run-dir", str(run))
+    arguments = readme_arguments()
+    arguments[arguments.index("--total-frames") + 1] = "12000"
+    # Games of 1,000 frames, so that some end; few samples, since a step takes 0.2 s on a busy core.
+    small = (
+        *("--replay.min-size", "1000", "--replay.samples-per-insert", "2"),
+        *("--env.max-game-frames", "1000", "--evaluator.episodes", "1"),
+        *("--learner.compile", "off", "--run-dir", str(run)),
+    )
+    done = launch(*arguments, *small)
     assert done.returncode == 0, done.stdout + done.stderr
     result = result_of(run)
     assert result["end_reason"] == "done"
     assert result["frames"] >= 12_000
     assert result["learner_steps"] > 0
-    assert result["last_train_return"] > 0
-    assert result["last_eval_score"] > 0
-    expect_tags(run, DESIGN_TAGS | {"time/actor_push_share"})
+    assert result["last_train_return"] < 0  # such a start of Pong is lost
+    assert result["last_eval_score"] < 0
+    quartiles = {f"train/episode_return_epsilon_quartile_{q}" for q in range(1, 5)}
+    expect_tags(
+        run, DESIGN_TAGS | quartiles | {"eval/human_normalized_score", "time/actor_push_share"}
+    )
     newest = CheckpointFolder(run / "checkpoints", 1).newest()
     assert newest is not None
     assert load(newest)["counters"]["learner_step"] == result["learner_steps"]
@@ -66,8 +86,8 @@ def test_a_run_through_ray_ends_0_and_writes_everything_and_can_be_scored_and_pl
     assert (run / "run.json").exists()
     assert "every actor has pushed" in (run / "log.txt").read_text()
 
-    assert main(["eval", str(run), "--episodes", "3"]) == 0
-    assert "3 games" in capsys.readouterr().out
+    assert main(["eval", str(run), "--episodes", "1"]) == 0
+    assert "1 game" in capsys.readouterr().out
     assert main(["plot", str(run)]) == 0
     assert list((run / "plots").glob("*.png"))
 
@@ -95,24 +115,6 @@ def test_two_runs_at_once_do_not_meet_and_forcing_one_to_stop_does_not_touch_the
     assert result_of(forced)["end_reason"] == "forced to stop"
     assert result_of(other)["end_reason"] == "done"
     assert result_of(other)["frames"] >= 5000
-
-
-@pytest.mark.ray
-def test_the_command_of_the_readme_writes_every_tag(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    arguments = readme_arguments()
-    arguments[arguments.index("--total-frames") + 1] = "20000"
-    # Games of 1,000 frames, so that some end; few samples, since a step takes 0.2 s on a busy core.
-    small = (
-        *("--replay.min-size", "1000", "--replay.samples-per-insert", "2"),
-        *("--env.max-game-frames", "1000", "--evaluator.episodes", "1"),
-        *("--learner.compile", "off", "--run-dir", str(run)),
-    )
-    done = launch(*arguments, *small)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert result_of(run)["end_reason"] == "done"
-    quartiles = {f"train/episode_return_epsilon_quartile_{q}" for q in range(1, 5)}
-    expect_tags(run, DESIGN_TAGS | quartiles | {"eval/human_normalized_score"})
 
 
 def readme_arguments() -> list[str]:
@@ -156,14 +158,19 @@ def test_ctrl_c_saves_and_exits_130_and_resume_goes_on(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_while_ray_starts_exits_130_and_leaves_nothing(
-    tmp_path: Path, number: int
+    tmp_path: Path, base: Path, number: int
 ) -> None:
     run = tmp_path / "run"
-    with started(*ENDLESS, "--run-dir", str(run)) as launched:
+    shell = {"TMPDIR": str(base)}
+    with started(*ENDLESS, "--run-dir", str(run), environment=shell) as launched:
         launched.wait_for("run folder")
-        launched.wait_until(lambda: len(launched.processes()) > 1, "process of Ray's")
+        if number == signal.SIGINT:
+            launched.wait_until(lambda: len(launched.processes()) > 1, "process of Ray's")
+        else:
+            launched.wait_until(lambda: bool(raylets(launched)), "raylet")
         expect_130(launched, number)
         assert "Traceback" not in launched.said
+    assert left_in(base) == []
     assert result_of(run)["end_reason"] == "interrupted"
 
 

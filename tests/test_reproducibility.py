@@ -61,7 +61,7 @@ RUNS = {
         *("--evaluator.episodes", "1"),
     ),
     "pixels": (
-        *("--preset", "seed-cartpole-pixels", "--total-frames", "120"),
+        *("--preset", "seed-cartpole-pixels", "--total-frames", "90"),
         *("--replay.min-size", "64", "--replay.samples-per-insert", "32"),
         *("--learner.batch-size", "32", "--learner.precision", "bfloat16"),
         *("--learner.threads", "1", "--evaluator.episodes", "1"),

@@ -34,7 +34,7 @@ def inherited(number: int, disposition: signal.Handlers) -> Iterator[None]:
         signal.signal(number, before)
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR1])
 def test_signal_asks_a_run_to_save_and_end(tmp_path: Path, number: int) -> None:
     run = tmp_path / "run"
     with (
