@@ -88,7 +88,7 @@ class Stage:
 
     # --- shard, learner, reporter, evaluator ---
 
-    def report(self) -> Any:
+    def report(self, **of_its_process: Any) -> Any:
         return _Report()
 
     @contextmanager
@@ -167,7 +167,11 @@ class _Writer:
         self._index = index
 
     def push(
-        self, segments: Sequence[Segment], episodes: tuple[EpisodeRecord, ...], phases: PhaseSeconds
+        self,
+        segments: Sequence[Segment],
+        episodes: tuple[EpisodeRecord, ...],
+        phases: PhaseSeconds,
+        epsilon: float,
     ) -> None:
         assert phases == NO_PHASES
         assert all(segment.name.actor == self._index for segment in segments)
