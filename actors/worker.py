@@ -17,8 +17,8 @@ from common.reports import EvaluationResult
 from common.seeding import derive_seed
 from common.source import expect_source
 from common.types import EnvironmentSpec, Weights, WeightsVersion
+from replay.assembly import make_writer
 from replay.client import RayHandle
-from replay.writer import ReplayWriter
 
 # The weight store answers at once; one that is silent so long is gone.
 _ANSWER_S = 60.0
@@ -108,12 +108,7 @@ class ActorProcess:
         self._actor = actor
         self._incarnation = incarnation
         self._shards = [RayHandle(server, index) for index, server in enumerate(servers)]
-        self._writer = ReplayWriter(
-            shards=self._shards,
-            window=config.actor.push_window,
-            first_shard=actor,
-            clock=time.monotonic,
-        )
+        self._writer = make_writer(config, shards=self._shards, actor=actor, clock=time.monotonic)
         self._poller = WeightsPoller(store)
         self._heartbeat = Heartbeat()
         self._stop = threading.Event()

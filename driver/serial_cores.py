@@ -20,7 +20,13 @@ from driver.best_weights import BestWeights
 from driver.interrupts import Interrupts
 from driver.plan import Plan
 from driver.serial_replay import SerialReplay
-from learner.assembly import checkpoint_payload, expect_resumable, make_learner, resolve_device
+from learner.assembly import (
+    checkpoint_payload,
+    expect_resumable,
+    make_learner,
+    make_learner_loop,
+    resolve_device,
+)
 from learner.checkpoint import CheckpointFolder, load
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
@@ -81,39 +87,33 @@ def make_serial_cores(plan: Plan, note: Callable[[str], None], interrupts: Inter
     if learner.is_compiled:
         learner.warm_up()
     sampler = make_sampler(config, spec, shards=replay.handles, in_flight=1, rows_per_request=1)
-    if plan.resume_from:
-        path = Path(plan.resume_from)
-        saved = expect_resumable(path, load(path))
-        learner.load_state_dict(saved["learner"])
-        sampler.rng_state = saved["rng"]
-    if incarnation > 0:
-        sampler.catch_up(_LOCAL_ANSWER_S)
+    path = Path(plan.resume_from)
     published: list[Weights] = []
 
     def fetch() -> Batch | None:
         sampler.version = loop.version
         return sampler.fetch()
 
-    def agent_steps() -> int:
-        return plan.agent_steps_before + sum(shard.accepted for shard in replay.shards)
-
     def send_weights(weights: Weights) -> None:
         published[:] = [weights]
         for actor in actors:
             actor.take(weights)
 
-    loop = LearnerLoop(
+    loop = make_learner_loop(
+        config,
         learner=learner,
-        fetcher=SynchronousFetcher(fetch=fetch, device=device),
+        sampler=sampler,
+        saved=expect_resumable(path, load(path)) if plan.resume_from else None,
+        catch_up_s=_LOCAL_ANSWER_S,
+        make_fetcher=lambda: SynchronousFetcher(fetch=fetch, device=device),
         send_priorities=PriorityUpdater(shards=replay.handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
-        agent_steps=agent_steps,
-        episodes=lambda: plan.episodes_before + sum(s.ended_episodes for s in replay.shards),
+        counts=replay,
+        agent_steps_before=plan.agent_steps_before,
+        episodes_before=plan.episodes_before,
         incarnation=incarnation,
-        publish_period_learner_steps=config.learner.publish_period_learner_steps,
-        samples=plan.samples_before,
         # A second of `LearnerLoop` is a learner step or an agent step here.
-        clock=lambda: float(learner.learner_step + agent_steps()),
+        clock=lambda: float(learner.learner_step + plan.agent_steps_before + replay.accepted),
     )
     folder = CheckpointFolder(plan.folder.place("checkpoints"), config.checkpoint.keep)
     best = BestWeights(plan, note)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from common.types import NEVER_HEARD
 from driver.plan import Plan
-from replay.assembly import make_shard, restore
+from replay.assembly import make_shard, make_writer, restore
 from replay.handles import LocalHandle
 from replay.shard import ReplayShard
 from replay.snapshot import SnapshotFolder
@@ -48,15 +48,22 @@ class SerialReplay:
         self.notes = [f"replay {k}: {line}" for k, line in enumerate(said) if line]
         """Lines for the user on what was restored."""
 
+    @property
+    def accepted(self) -> int:
+        """Transitions that the shards accepted since this start of the run."""
+        return sum(shard.accepted for shard in self.shards)
+
+    @property
+    def episodes(self) -> int:
+        """Training games that ended since then."""
+        return sum(shard.ended_episodes for shard in self.shards)
+
     def make_writers(self) -> list[ReplayWriter]:
         """Return a writer for each actor; their clock ticks whenever one looks at it."""
         ticks = itertools.count()
         return [
-            ReplayWriter(
-                shards=self.handles,
-                window=self._config.actor.push_window,
-                first_shard=actor,
-                clock=lambda: float(next(ticks)),
+            make_writer(
+                self._config, shards=self.handles, actor=actor, clock=lambda: float(next(ticks))
             )
             for actor in range(self._config.actor.count)
         ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypedDict
 
 import torch
 
@@ -14,10 +14,17 @@ from common.machine import available_cores
 from common.networks import QNetwork, build_network, expect_flat_state, load_flat_state
 from common.schema import INCARNATION, Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import derive_seed, expect_generator_state
-from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
+from common.types import (
+    EnvironmentSpec,
+    ObservationSpec,
+    PriorityUpdate,
+    Weights,
+    WeightsVersion,
+)
 from learner.checkpoint import CheckpointError, load
 from learner.learner import Learner
-from learner.learner_loop import LearnerLoop, expect_finite
+from learner.learner_loop import Fetcher, LearnerLoop, expect_finite
+from replay.sampler import ReplaySampler
 
 # Raised whenever a checkpoint of the version before could not be read any more.
 CHECKPOINT_FORMAT = 2
@@ -64,6 +71,75 @@ def make_learner(
         device=device,
         seed=derive_seed(config.seed, "network", 0),
         compile_step=compiled,
+    )
+
+
+class Counts(Protocol):
+    """What came into replay since this start of the run; a ReplaySampler knows it, too."""
+
+    @property
+    def accepted(self) -> int:
+        """Transitions that replay accepted; each is one agent step."""
+        ...
+
+    @property
+    def episodes(self) -> int:
+        """Training games that ended."""
+        ...
+
+
+def make_learner_loop(
+    config: Config,
+    *,
+    learner: Learner,
+    sampler: ReplaySampler,
+    saved: Mapping[str, Any] | None,
+    catch_up_s: float,
+    make_fetcher: Callable[[], Fetcher],
+    send_priorities: Callable[[PriorityUpdate], None],
+    send_weights: Callable[[Weights], None],
+    counts: Counts,
+    agent_steps_before: int,
+    episodes_before: int,
+    incarnation: int,
+    clock: Callable[[], float],
+) -> LearnerLoop:
+    """Return the loop of a learner that goes on from where it was saved.
+
+    Args:
+      config: the run.
+      learner: as made; restored here.
+      sampler: as made; restored here, and set in where the shards stand.
+      saved: what `expect_resumable` returned, None for a learner that begins.
+      catch_up_s: how long to wait for the shards, where others learned before.
+      make_fetcher: called once the sampler may be drawn from.
+      send_priorities: as in LearnerLoop.
+      send_weights: as in LearnerLoop.
+      counts: what came into replay since this start of the run.
+      agent_steps_before: agent steps accepted before it.
+      episodes_before: training games that ended before it.
+      incarnation: how many times the run's learner was started before.
+      clock: as in LearnerLoop.
+    """
+    samples = 0
+    if saved is not None:
+        learner.load_state_dict(saved["learner"])
+        sampler.rng_state = saved["rng"]
+        samples = saved["counters"]["samples"]
+    sampler.version = WeightsVersion(incarnation, learner.learner_step)
+    if incarnation > 0:
+        sampler.catch_up(catch_up_s)
+    return LearnerLoop(
+        learner=learner,
+        fetcher=make_fetcher(),
+        send_priorities=send_priorities,
+        send_weights=send_weights,
+        agent_steps=lambda: agent_steps_before + counts.accepted,
+        episodes=lambda: episodes_before + counts.episodes,
+        incarnation=incarnation,
+        publish_period_learner_steps=config.learner.publish_period_learner_steps,
+        samples=samples,
+        clock=clock,
     )
 
 

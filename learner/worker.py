@@ -18,17 +18,17 @@ from common.process import descendants
 from common.reports import LearnerReport
 from common.save_thread import SaveThread
 from common.source import expect_source
-from common.types import EnvironmentSpec, Weights, WeightsVersion
+from common.types import EnvironmentSpec, Weights
 from learner.assembly import (
     checkpoint_payload,
     expect_resumable,
     make_learner,
+    make_learner_loop,
     resolve_device,
     resolve_threads,
 )
 from learner.checkpoint import CheckpointError, CheckpointFolder
 from learner.learner import tune_allocator
-from learner.learner_loop import LearnerLoop
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayHandle
@@ -99,40 +99,31 @@ class LearnerProcess:
             in_flight=_SAMPLES_IN_FLIGHT,
             rows_per_request=ROWS_PER_CALL,
         )
-        samples = 0
         # The driver may not have heard of the newest yet: what counts is what is on the disk.
         sound = self._folder.newest_sound(expect_resumable)
-        if sound is not None:
-            saved = sound.payload
-            self._learner.load_state_dict(saved["learner"])
-            self._sampler.rng_state = saved["rng"]
-            samples = saved["counters"]["samples"]
-            if not is_first:
-                passed_over = "".join(f"; passed over {line}" for line in sound.skipped)
-                self._said = f"; goes on from {sound.path}{passed_over}"
-        elif resume_from:
+        if sound is None and resume_from:
             raise CheckpointError(f"{resume_from}: is gone, and there is no other checkpoint")
-        elif incarnation > 0:
+        if sound is not None and not is_first:
+            passed_over = "".join(f"; passed over {line}" for line in sound.skipped)
+            self._said = f"; goes on from {sound.path}{passed_over}"
+        if sound is None and incarnation > 0:
             self._said = "; no checkpoint yet: learns anew from the start"
         self._updater = PriorityUpdater(
             shards=self._shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
         )
-        self._sampler.version = WeightsVersion(incarnation, self._learner.learner_step)
-        if incarnation > 0:
-            self._sampler.catch_up(_CATCH_UP_S)
-        self._prefetcher = Prefetcher(
-            fetch=self._sampler.fetch, device=device, depth=config.learner.prefetch_batches
-        )
-        self._loop = LearnerLoop(
+        self._loop = make_learner_loop(
+            config,
             learner=self._learner,
-            fetcher=self._prefetcher,
+            sampler=self._sampler,
+            saved=None if sound is None else sound.payload,
+            catch_up_s=_CATCH_UP_S,
+            make_fetcher=self._start_fetching,
             send_priorities=self._updater.update,
             send_weights=self._publish,
-            agent_steps=lambda: agent_steps_before + self._sampler.accepted,
-            episodes=lambda: episodes_before + self._sampler.episodes,
+            counts=self._sampler,
+            agent_steps_before=agent_steps_before,
+            episodes_before=episodes_before,
             incarnation=incarnation,
-            publish_period_learner_steps=config.learner.publish_period_learner_steps,
-            samples=samples,
             clock=time.monotonic,
         )
         self._saver = SaveThread("checkpoint")
@@ -227,6 +218,14 @@ class LearnerProcess:
     def stop(self) -> None:
         """Make `run` save and return soon."""
         self._stop.set()
+
+    def _start_fetching(self) -> Prefetcher:
+        self._prefetcher = Prefetcher(
+            fetch=self._sampler.fetch,
+            device=self._learner.device,
+            depth=self._config.learner.prefetch_batches,
+        )
+        return self._prefetcher
 
     def _warm_up(self) -> None:
         """Compile, half a minute and more; meanwhile actors hear how far the run has come.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from replay.shard import ReplayShard
 from replay.snapshot import SnapshotFolder
 from replay.state import SnapshotError
 from replay.storage import SegmentStorage
+from replay.writer import ReplayWriter
 
 
 def make_limiter(config: Config) -> RateLimiter:
@@ -92,6 +93,15 @@ def make_sampler(
         rng=np.random.default_rng(derive_seed(config.seed, "sampler", 0)),
         in_flight=in_flight,
         rows_per_request=rows_per_request,
+    )
+
+
+def make_writer(
+    config: Config, *, shards: Sequence[ShardHandle], actor: int, clock: Callable[[], float]
+) -> ReplayWriter:
+    """Return an actor's side of replay; actors begin their rounds at different shards."""
+    return ReplayWriter(
+        shards=shards, window=config.actor.push_window, first_shard=actor, clock=clock
     )
 
 

@@ -20,6 +20,7 @@ import pytest
 import actors
 import launch
 import learner
+import learner.assembly
 import replay
 from actors.environments import resolve
 from actors.worker import ActorProcess, EvaluatorProcess
@@ -28,7 +29,6 @@ from common.machine import total_memory_bytes
 from common.presets import PRESETS
 from common.source import source_hash
 from common.types import NEVER_HEARD
-from driver import serial_cores
 from learner import worker as learner_worker
 from learner.learner_loop import LearnerLoop
 from learner.worker import LearnerProcess
@@ -186,9 +186,10 @@ def test_another_core_or_setting_in_one_mode_is_noticed(
     def other_samples(**kwargs: Any) -> LearnerLoop:
         return LearnerLoop(**{**kwargs, "samples": 1})
 
-    monkeypatch.setattr(
-        serial_cores, "LearnerLoop", OtherLoop if changed == "class" else other_samples
-    )
-    differing = parts_of_serial(tmp_path / "s") ^ parts_of_ray(tmp_path / "r", monkeypatch)
+    with monkeypatch.context() as patch:
+        other = OtherLoop if changed == "class" else other_samples
+        patch.setattr(learner.assembly, "LearnerLoop", other)
+        serial = parts_of_serial(tmp_path / "s")
+    differing = serial ^ parts_of_ray(tmp_path / "r", monkeypatch)
     expected = {"OtherLoop", "LearnerLoop"} if changed == "class" else {"LearnerLoop"}
     assert {part.name for part in differing} == expected
