@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.replay_totals import ReplayTotals
+from common.replay_totals import NEVER_HEARD, ReplayTotals
 from common.types import (
-    NEVER_HEARD,
     Batch,
     LearnerCounts,
     SampledRows,

@@ -14,7 +14,7 @@ from actors.environments import resolve
 from common.packing import pack_segment
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import NEVER_HEARD, EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
+from common.types import EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
 from replay.assembly import restore
 from replay.server import ReplayProcess
 from replay.shard import ReplayShard
@@ -319,6 +319,6 @@ def test_a_shard_s_process_tells_the_driver(
     config = PRESETS["cartpole"].config
     snapshots = tmp_path / "replay_0" if keeps_snapshots else None
     process = ReplayProcess(
-        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, NEVER_HEARD, source_hash()
+        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), source_hash()
     )
     assert process.describe() == expected
