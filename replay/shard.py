@@ -233,6 +233,10 @@ class ReplayShard:
             self._refused_segments,
         ) = state.history
 
+    def check_valid(self) -> None:
+        """Raise AssertionError unless what is stored and its masses agree."""
+        self._replay.check_valid()
+
     def _has_room(self, push: Push) -> bool:
         """Return whether the push may come in now; if not, it gets or keeps its place in line."""
         if not push.segments:

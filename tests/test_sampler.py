@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fakes import (
-    NO_LIMIT,
     NO_PHASES,
     NOTHING_LEARNED,
     SPEC,
@@ -21,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import NaiveReplay, naive_stacks
+from sampling import make_sampler
 from shard_contract import CONFIG, ENVIRONMENT, with_shards
 
 from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment, WeightsVersion
 from replay.assembly import make_sampler as make_sampler_from
-from replay.decoding import Decoder
 from replay.handles import LocalHandle, ShardHandle
 from replay.priority_updater import PriorityUpdater
 from replay.rate_limiter import RateLimiter
@@ -33,29 +32,6 @@ from replay.sampler import ReplaySampler, importance_weights, split_rows
 from replay.shard import ReplayShard
 from replay.storage import shard_of
 from replay.writer import ReplayWriter
-
-
-def make_sampler(
-    shards: Sequence[Any],
-    *,
-    batch_size: int = 8,
-    beta: float = 0.4,
-    limiter: RateLimiter = NO_LIMIT,
-    in_flight: int = 1,
-    rows_per_request: int = 1,
-    seed: int = 0,
-) -> ReplaySampler:
-    return ReplaySampler(
-        shards=shards,
-        num_actions=ENVIRONMENT.num_actions,
-        batch_size=batch_size,
-        beta=beta,
-        limiter=limiter,
-        decoder=Decoder(spec=SPEC, threads=1),
-        rng=np.random.default_rng(seed),
-        in_flight=in_flight,
-        rows_per_request=rows_per_request,
-    )
 
 
 def filled(priorities: Sequence[Sequence[float]], alpha: float = 1.0) -> list[ReplayShard]:
@@ -819,7 +795,7 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
     # All 16 rows were drawn once each: whatever the order, the masses add up to these.
     total = sum(core.counts(NOTHING_LEARNED).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
-    assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
+    assert cores[0].capture().masses[batch.ids[:8]] == pytest.approx(new[:8] + 1e-6)
 
 
 def test_games_that_ended_are_summed_over_the_shards() -> None:
