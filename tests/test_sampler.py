@@ -184,44 +184,6 @@ def joint_probability(priorities: Sequence[Sequence[float]], alpha: float) -> li
     return [mass / total for mass in masses]
 
 
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("alpha", [0.0, 0.6])
-@pytest.mark.parametrize("rows_per_request", [1, 128])
-def test_rows_come_as_often_as_from_one_big_replay(
-    shards: int, alpha: float, rows_per_request: int
-) -> None:
-    """Within five standard deviations of independent draws, and one row."""
-    priorities = PRIORITIES[shards]
-    sampler = make_sampler(
-        handles(filled(priorities, alpha)), batch_size=32, rows_per_request=rows_per_request
-    )
-    drawn = [np.zeros(len(mine)) for mine in priorities]
-    batches = 700
-    for _ in range(batches):
-        for k, row in zip(*place(fetch(sampler).ids), strict=True):
-            drawn[k][row] += 1
-    total = 32 * batches
-    for count, p in zip(drawn, joint_probability(priorities, alpha), strict=True):
-        assert np.all(np.abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p)) + 1)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_weights_are_the_closed_form_of_the_probability_really_drawn_with(
-    shards: int, beta: float
-) -> None:
-    priorities = PRIORITIES[shards]
-    alpha = 0.6
-    rows, joint = sum(len(mine) for mine in priorities), joint_probability(priorities, alpha)
-    sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=13, beta=beta)
-    for _ in range(50):
-        batch = fetch(sampler)
-        p = np.array([joint[k][i] for k, i in zip(*place(batch.ids), strict=True)])
-        expected = (rows * p) ** -beta
-        np.testing.assert_allclose(batch.weight, expected / expected.max(), rtol=1e-5)
-        assert batch.weight.max() == 1.0
-
-
 # Of each shard, (mass, rows); 13 rows are a batch.
 UNEVEN = {
     "a restarted shard of 0.1 %": [(1000.0, 24), (500.0, 16), (1.5, 5)],
