@@ -18,7 +18,6 @@ from benchmarks.rows import Row, alternate, row
 from common.config import LearnerConfig, ReplayConfig
 from common.machine import available_cores
 from common.source import source_hash
-from common.types import NEVER_HEARD
 from driver import ray_session
 from learner.assembly import make_learner, resolve_device
 from learner.learner import tune_allocator
@@ -66,7 +65,7 @@ def _one(
         ),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, NEVER_HEARD, source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
     shard = RayHandle(server, 0)
     insert(shard, segments)

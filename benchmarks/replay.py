@@ -19,7 +19,7 @@ from benchmarks.rows import Row, alternate, row
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
 from common.source import source_hash
-from common.types import NEVER_HEARD, EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
+from common.types import EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
 from driver import ray_session
 from learner.learner import tune_allocator
 from replay.assembly import make_sampler, make_shard
@@ -59,7 +59,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         learner=LearnerConfig(batch_size=_BATCH),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, NEVER_HEARD, source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
     )
     shard = RayHandle(server, 0)
     ray.get(server.counts.remote(LearnerCounts(0, 0, None)))
@@ -68,7 +68,13 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
     inserted_per_s = insert(shard, segments)
     full_bytes = _own_bytes(process_id)
     local = make_shard(
-        config, spec, shard=0, incarnation=0, max_bytes=_MAX_BYTES, predecessor=NEVER_HEARD
+        config,
+        spec,
+        shard=0,
+        incarnation=0,
+        max_bytes=_MAX_BYTES,
+        accepted_before=0,
+        episodes_before=0,
     )
     for push in _pushes(segments):
         local.add(push)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from common.types import NEVER_HEARD, ShardCounts
+from common.types import ShardCounts
+
+NEVER_HEARD = ShardCounts(
+    incarnation=-1, inserts=0, restored=0, transitions=0, mass=0.0, accepted=0, episodes=0
+)
 
 
 class ReplayTotals:
     """The newest counts of each shard, and their sums.
 
-    A shard that died comes back from its last snapshot, so its stream goes back, and what it had
-    taken in after that snapshot is lost. What it had accepted was accepted all the same: it counts
-    that on by itself (see ShardCounts), and no sum of accepted transitions or games ever falls.
+    A shard that died comes back from its last snapshot, so its stream goes back; what it had
+    accepted was accepted all the same. With I inserts, L of them lost, and H that were held before
+    this start of the run, A = I + L - H were accepted. Of what a shard took in after its last word
+    nobody knows, unless its snapshot holds it.
 
     One thread only; the sums may be read from any.
     """
@@ -19,6 +24,7 @@ class ReplayTotals:
         """Know nothing yet of `shards` shards."""
         self._newest = [NEVER_HEARD] * shards
         self._dead: set[int] = set()
+        self._beyond = [0] * shards  # L - H of each
         self._accepted = [0] * shards
         self._episodes = [0] * shards
         self._lost = 0
@@ -57,6 +63,10 @@ class ReplayTotals:
         """Return what a shard said last; NEVER_HEARD before it did."""
         return self._newest[shard]
 
+    def of(self, shard: int) -> tuple[int, int]:
+        """Return what a shard accepted since this start of the run, and its games."""
+        return self._accepted[shard], self._episodes[shard]
+
     def died(self, shard: int) -> None:
         """Take note that the incarnation heard of last is dead: what it still says is late."""
         self._dead.add(shard)
@@ -68,18 +78,20 @@ class ReplayTotals:
         incarnation no count ever falls.
         """
         known = self._newest[shard]
-        is_next = counts.incarnation > known.incarnation
-        if not is_next and (
-            shard in self._dead
-            or (counts.incarnation, counts.inserts, counts.episodes)
+        if counts.incarnation > known.incarnation:
+            self._dead.discard(shard)
+            lost = max(0, known.inserts - counts.restored)
+            self._lost += lost
+            # The shard itself knows of incarnations that were never heard of here.
+            told = counts.accepted - counts.inserts
+            heard = told if known == NEVER_HEARD else self._beyond[shard] + lost
+            self._beyond[shard] = max(told, heard)
+        elif shard in self._dead or (
+            (counts.incarnation, counts.inserts, counts.episodes)
             < (known.incarnation, known.inserts, known.episodes)
         ):
             return False
-        if is_next:
-            self._dead.discard(shard)
-            self._lost += max(0, known.inserts - counts.restored)
         self._newest[shard] = counts
-        # Somebody here may have heard more of the dead than the driver, which told the living.
-        self._accepted[shard] = max(self._accepted[shard], counts.accepted)
+        self._accepted[shard] = counts.inserts + self._beyond[shard]
         self._episodes[shard] = max(self._episodes[shard], counts.episodes)
         return True

@@ -75,20 +75,3 @@ def exponential_epsilon(
     if decay_agent_steps <= 0:
         raise ValueError(f"Expect `decay_agent_steps` > 0, actually: {decay_agent_steps}")
     return end + (start - end) * math.exp(-agent_steps / decay_agent_steps)
-
-
-def van_der_corput(rank: int) -> float:
-    """Return the rank-th number of the base-2 van der Corput sequence: 0, 1/2, 1/4, 3/4, 1/8, ...
-
-    The binary digits of the rank, mirrored at the point. Every stretch of the sequence covers
-    [0, 1) evenly, so a run whose number of actors changes can use it as the share of the ladder,
-    `i / (N * E - 1)`, that a rank stands for.
-    """
-    if rank < 0:
-        raise ValueError(f"Expect `rank` >= 0, actually: {rank}")
-    value, place = 0.0, 0.5
-    while rank:
-        value += place * (rank & 1)
-        rank >>= 1
-        place /= 2
-    return value

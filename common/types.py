@@ -240,8 +240,8 @@ class LearnerCounts(NamedTuple):
 class ShardCounts(NamedTuple):
     """What a shard tells with each reply to the learner and each report to the driver.
 
-    A shard that was started again counts on from what its dead incarnations last told the driver,
-    so whoever adds up the newest counts of all shards has the run's.
+    A shard that was started again counts accepted transitions and games on from what the driver
+    heard of its dead incarnations, so that who comes anew hears of those, too.
 
     Fields:
       incarnation: how many times the shard was started before.
@@ -250,8 +250,8 @@ class ShardCounts(NamedTuple):
       restored: the position at which this incarnation began, 0 without a snapshot.
       transitions: live transitions.
       mass: sum of (priority + 1e-6) ** alpha over them.
-      accepted: transitions inserted since this start of the run; of dead incarnations, those heard
-        of. What the run's first incarnation restored is not among them.
+      accepted: transitions inserted since this start of the run; what was restored counts only as
+        far as a dead incarnation had accepted it since.
       episodes: training games whose records came since then.
     """
 
@@ -262,11 +262,6 @@ class ShardCounts(NamedTuple):
     mass: float
     accepted: int
     episodes: int
-
-
-NEVER_HEARD = ShardCounts(
-    incarnation=-1, inserts=0, restored=0, transitions=0, mass=0.0, accepted=0, episodes=0
-)
 
 
 class SampledRows(NamedTuple):

@@ -182,7 +182,7 @@ class RayRun:
             shard = ReplayServer.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,
-                self._reporter.totals.newest(index), source,
+                self._reporter.totals.of(index), source,
             )  # fmt: skip
             self._descriptions[name] = (shard, shard.describe.remote())
             return shard

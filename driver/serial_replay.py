@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-from common.types import NEVER_HEARD
 from driver.plan import Plan
 from replay.assembly import make_shard, make_writer, restore
 from replay.handles import LocalHandle
@@ -33,7 +32,8 @@ class SerialReplay:
                 shard=k,
                 incarnation=incarnation,
                 max_bytes=plan.max_bytes,
-                predecessor=NEVER_HEARD,
+                accepted_before=0,
+                episodes_before=0,
             )
             for k in indices
         ]

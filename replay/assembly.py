@@ -9,7 +9,7 @@ import numpy as np
 from common.config import Config
 from common.schema import one_line
 from common.seeding import derive_seed
-from common.types import EnvironmentSpec, ShardCounts
+from common.types import EnvironmentSpec
 from replay.decoding import Decoder
 from replay.handles import ShardHandle
 from replay.prioritized import PrioritizedReplay
@@ -38,7 +38,8 @@ def make_shard(
     shard: int,
     incarnation: int,
     max_bytes: int,
-    predecessor: ShardCounts,
+    accepted_before: int,
+    episodes_before: int,
 ) -> ReplayShard:
     """Return an empty shard.
 
@@ -48,7 +49,8 @@ def make_shard(
       shard: index of the shard.
       incarnation: how many times it was started before.
       max_bytes: most bytes over all shards.
-      predecessor: what was last heard of its dead incarnations; see ReplayShard.
+      accepted_before: by its dead incarnations; see ReplayShard.
+      episodes_before: games of theirs.
     """
     capacity = config.replay.capacity // config.replay.shards
     storage = SegmentStorage(
@@ -70,7 +72,8 @@ def make_shard(
         limiter=make_limiter(config),
         shards=config.replay.shards,
         observation=spec.observation,
-        predecessor=predecessor,
+        accepted_before=accepted_before,
+        episodes_before=episodes_before,
     )
 
 

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from common.replay_totals import ReplayTotals
+from common.replay_totals import NEVER_HEARD, ReplayTotals
 from common.types import (
-    NEVER_HEARD,
     Batch,
     LearnerCounts,
     SampledRows,
@@ -155,7 +154,7 @@ class ReplaySampler:
         self._in_flight = in_flight
         self._batches_per_request = max(1, rows_per_request // batch_size)
         self._totals = ReplayTotals(len(shards))
-        self._missed: set[int] = set()  # shards that did not answer when the others were set in
+        self._missed: set[int] = set()  # shards that were silent when `catch_up` set the counts
         self._lost_until_s = [-math.inf] * len(shards)
         self._clock = clock
         self._requests: deque[_Request] = deque()
@@ -201,14 +200,15 @@ class ReplaySampler:
         self._rng.bit_generator.state = state
 
     def catch_up(self, timeout_s: float) -> bool:
-        """Set in where the shards stand, as a learner must that was not there from the start.
+        """Set the counts of a learner that starts late, as if neither side were ahead.
 
-        How often the transitions that they hold were sampled is not known here, so it is taken that
-        neither side is ahead: an error of the limiter's band at most. Call it before `fetch`.
+        How often the transitions that the shards hold were sampled is not known here. Neither side
+        was ever ahead by more than the limiter's band, so the counts are wrong by no more. Call it
+        before `fetch`.
 
         Returns:
-          Whether every shard answered in time; one that did not counts as empty until it does, and
-          then is set in alike.
+          Whether every shard answered in time. One that did not counts as empty until it does; then
+          its samples are set alike.
         """
         deadline_s = self._clock() + timeout_s
         while self._totals.silent and self._clock() < deadline_s:

@@ -41,7 +41,7 @@ class ReplayProcess:
         incarnation: int,
         max_bytes: int,
         snapshots: os.PathLike[str] | None,
-        predecessor: ShardCounts,
+        before: tuple[int, int],
         source: str,
     ) -> None:
         """Make the shard; it goes on from its newest snapshot, if it has one.
@@ -53,8 +53,8 @@ class ReplayProcess:
           incarnation: how many times it was started before.
           max_bytes: most bytes over all shards.
           snapshots: folder of the shard's snapshots, None for none.
-          predecessor: what the driver last heard of the shard's dead incarnations since this start
-            of the run, NEVER_HEARD where that is nothing.
+          before: transitions that the shard's dead incarnations accepted since this start of the
+            run, and their games.
           source: the driver's source hash.
         """
         expect_source(source, f"replay shard {shard}")
@@ -64,7 +64,8 @@ class ReplayProcess:
             shard=shard,
             incarnation=incarnation,
             max_bytes=max_bytes,
-            predecessor=predecessor,
+            accepted_before=before[0],
+            episodes_before=before[1],
         )
         self._saver = SaveThread("snapshot")
         self._folder: SnapshotFolder | None = None

@@ -12,7 +12,6 @@ from common.metrics import PhaseTimer, merge
 from common.packing import PackingError, segment_fingerprint
 from common.reports import NEVER_SAVED, ReplayReport, SaveStatus, ShardHistory
 from common.types import (
-    NEVER_HEARD,
     EpisodeRecord,
     LearnerCounts,
     ObservationSpec,
@@ -44,7 +43,8 @@ class ReplayShard:
         limiter: RateLimiter,
         shards: int,
         observation: ObservationSpec,
-        predecessor: ShardCounts,
+        accepted_before: int,
+        episodes_before: int,
     ) -> None:
         """Prepare to answer.
 
@@ -53,8 +53,9 @@ class ReplayShard:
           limiter: the run's rate limiter.
           shards: shards in the run.
           observation: what the segments' frames are.
-          predecessor: what was last heard of the shard's dead incarnations since this start of the
-            run: this one counts on from there. NEVER_HEARD for the first.
+          accepted_before: transitions that the shard's dead incarnations accepted since this start
+            of the run: this one counts on from there.
+          episodes_before: training games whose records came to them.
         """
         self._replay = replay
         self._limiter = limiter
@@ -62,8 +63,7 @@ class ReplayShard:
         self._observation = observation
         self._line = WaitingLine()
         self._learner = LearnerCounts(samples=0, inserts_elsewhere=0, version=None)
-        self._predecessor = predecessor
-        self._accepted_before = predecessor.accepted
+        self._accepted_before = accepted_before
         self._samples = 0
         self._stale = 0
         self._duplicates = 0
@@ -72,7 +72,7 @@ class ReplayShard:
         self._lags: list[float] = []
         self._actors: dict[tuple[int, int], float] = {}  # their exploration rates
         self._episodes: list[EpisodeRecord] = []
-        self._ended_episodes = predecessor.episodes
+        self._ended_episodes = episodes_before
         self._actor_phases: list[PhaseSeconds] = []
         self._timer = PhaseTimer()
 
@@ -225,9 +225,6 @@ class ReplayShard:
             self._replay.restore(state)
         except PackingError as error:
             raise SnapshotError(str(error)) from error
-        if self._predecessor != NEVER_HEARD:
-            # What a snapshot holds beyond the last word was accepted after it.
-            self._accepted_before += max(0, state.inserted - self._predecessor.inserts)
         (
             self._samples,
             self._stale,
@@ -235,6 +232,10 @@ class ReplayShard:
             self._refused,
             self._refused_segments,
         ) = state.history
+
+    def check_valid(self) -> None:
+        """Raise AssertionError unless what is stored and its masses agree."""
+        self._replay.check_valid()
 
     def _has_room(self, push: Push) -> bool:
         """Return whether the push may come in now; if not, it gets or keeps its place in line."""

@@ -135,8 +135,8 @@ class ReplayWriter:
                         self._accepted += offer.transitions
                         continue
                 except ShardLost:
-                    # It may have been inserted, so it is offered to the same shard again: there it
-                    # is known by its name.
+                    # Whether it was inserted is not known. So the same shard is offered it again,
+                    # which knows by its name a segment that it has.
                     retry_s = _LOST_RETRY_S
                 offer.pending = None
                 offer.retry_at_s = self._clock() + retry_s

@@ -15,7 +15,6 @@ from common.config import Config
 from common.networks import flatten_state
 from common.packing import pack_segment
 from common.types import (
-    NEVER_HEARD,
     EnvironmentSpec,
     LearnerCounts,
     ObservationSpec,
@@ -329,7 +328,7 @@ def make_shard(
     limiter: RateLimiter = NO_LIMIT,
     shards: int = 1,
     observation: ObservationSpec = SPEC,
-    predecessor: ShardCounts = NEVER_HEARD,
+    before: tuple[int, int] = (0, 0),
     **replay: Any,
 ) -> ReplayShard:
     """Return an empty shard; `replay` goes to `make_replay`."""
@@ -338,7 +337,8 @@ def make_shard(
         limiter=limiter,
         shards=shards,
         observation=observation,
-        predecessor=predecessor,
+        accepted_before=before[0],
+        episodes_before=before[1],
     )
 
 

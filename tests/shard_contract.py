@@ -15,7 +15,7 @@ from fakes import SPEC, make_push, make_segment
 from oracles import naive_stacks
 
 from common.config import Config, LearnerConfig, ReplayConfig
-from common.types import NEVER_HEARD, EnvironmentSpec, LearnerCounts, PriorityUpdate
+from common.types import EnvironmentSpec, LearnerCounts, PriorityUpdate
 from replay.assembly import make_shard
 from replay.decoding import Decoder
 from replay.handles import LocalHandle, ShardHandle
@@ -193,6 +193,7 @@ def connect_local(
             shard=shard,
             incarnation=incarnation,
             max_bytes=max_bytes,
-            predecessor=NEVER_HEARD,
+            accepted_before=0,
+            episodes_before=0,
         )
     )

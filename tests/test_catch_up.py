@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from fakes import FakeClock, LateShard, kill, make_push, make_segment
-from test_lost_shards import BATCH, LIMITER, filled, make_sampler, turn
+from sampling import BATCH, LIMITER, filled_shard, make_sampler, turn
 
 
 class TickingClock(FakeClock):
@@ -39,8 +39,8 @@ class Serving(list[float]):
 def test_learner_that_comes_anew_sets_in_without_an_error_and_honours_the_band(
     shards: int,
 ) -> None:
-    wires = [LateShard(filled(shard, 40, LIMITER)) for shard in range(shards)]
-    sampler = make_sampler(wires, TickingClock(), limiter=LIMITER)
+    wires = [LateShard(filled_shard(shard, 40, LIMITER)) for shard in range(shards)]
+    sampler = make_sampler(wires, clock=TickingClock(), limiter=LIMITER)
     serve_at_once(wires)
     assert sampler.catch_up(1.0)
     assert LIMITER.error(40 * shards, sampler.samples) == 0.0
@@ -52,8 +52,8 @@ def test_learner_that_comes_anew_sets_in_without_an_error_and_honours_the_band(
 
 
 def test_learner_that_sets_in_below_the_minimum_waits_for_it() -> None:
-    wire = LateShard(filled(0, 8, LIMITER))
-    sampler = make_sampler([wire], TickingClock(), limiter=LIMITER)
+    wire = LateShard(filled_shard(0, 8, LIMITER))
+    sampler = make_sampler([wire], clock=TickingClock(), limiter=LIMITER)
     serve_at_once([wire])
     assert sampler.catch_up(1.0)
     assert sampler.samples == 0
@@ -65,8 +65,8 @@ def test_learner_that_sets_in_below_the_minimum_waits_for_it() -> None:
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_shard_that_answers_after_the_others_were_set_in_is_set_in_alike(is_dead: bool) -> None:
     """Else its whole history would be owed at once, and the actors stand still for that long."""
-    wires = [LateShard(filled(shard, 40, LIMITER)) for shard in range(2)]
-    sampler = make_sampler(wires, clock := TickingClock(), limiter=LIMITER)
+    wires = [LateShard(filled_shard(shard, 40, LIMITER)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=(clock := TickingClock()), limiter=LIMITER)
     core = wires[1].shard
     serve_at_once(wires[:1])
     if is_dead:
@@ -86,8 +86,8 @@ def test_shard_that_answers_after_the_others_were_set_in_is_set_in_alike(is_dead
 
 
 def test_refresh_sees_what_was_inserted_last_although_an_older_question_is_under_way() -> None:
-    wire = LateShard(filled(0, 8))
-    sampler = make_sampler([wire], TickingClock())
+    wire = LateShard(filled_shard(0, 8))
+    sampler = make_sampler([wire], clock=TickingClock())
     assert sampler.fetch() is None
     wire.deliver_all()  # the answer to an older question
     wire.shard.add(make_push(make_segment(actor=9, transitions=8)))
@@ -97,8 +97,8 @@ def test_refresh_sees_what_was_inserted_last_although_an_older_question_is_under
 
 
 def test_refresh_waits_for_a_silent_shard_no_longer_than_it_may() -> None:
-    wires = [LateShard(filled(shard, 8)) for shard in range(2)]
-    sampler = make_sampler(wires, clock := TickingClock())
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=(clock := TickingClock()))
     serve_at_once(wires[:1])
     sampler.refresh(1.0)
     assert sampler.inserts == 8

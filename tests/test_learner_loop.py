@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from fakes import FakeClock, make_segment, make_shard
+from fakes import FakeClock, make_replay, make_segment
 from numpy.typing import NDArray
 from shard_contract import ENVIRONMENT
 from torch import Tensor, nn
@@ -374,8 +374,7 @@ def first_td_errors(learner: Learner, replay_rows: int, fetch: Any) -> dict[int,
 
 def test_loop_turns_the_real_learner_and_replay() -> None:
     """Rows come back with their |TD error|, unweighted, and nothing keeps a graph."""
-    shard = make_shard(alpha=1.0)
-    replay = shard._replay
+    replay = make_replay(alpha=1.0)
     replay.add(pack_segment(make_segment(transitions=8)))
     decoder = Decoder(spec=ENVIRONMENT.observation, threads=1)
     fetched: list[Batch] = []

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
 from fakes import (
-    NO_LIMIT,
-    SPEC,
     FakeClock,
     LateShard,
     kill,
@@ -17,18 +14,13 @@ from fakes import (
     make_segment,
     make_shard,
 )
-from shard_contract import ENVIRONMENT
+from sampling import BATCH, LIMITER, filled_shard, make_sampler, turn
 
 from common.types import Batch
-from replay.decoding import Decoder
-from replay.rate_limiter import RateLimiter
 from replay.sampler import ReplaySampler
 from replay.shard import ReplayShard
 from replay.state import ShardState
 from replay.storage import shard_of
-
-BATCH = 8
-LIMITER = RateLimiter(min_size=10, samples_per_insert=4.0, band=32.0)
 
 
 @pytest.fixture
@@ -43,58 +35,12 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeClock]:
     yield made
 
 
-def make_sampler(
-    wires: Sequence[Any],
-    clock: FakeClock,
-    *,
-    limiter: RateLimiter = NO_LIMIT,
-    in_flight: int = 1,
-    rows_per_request: int = 1,
-    beta: float = 0.4,
-) -> ReplaySampler:
-    return ReplaySampler(
-        shards=wires,
-        num_actions=ENVIRONMENT.num_actions,
-        batch_size=BATCH,
-        beta=beta,
-        limiter=limiter,
-        decoder=Decoder(spec=SPEC, threads=1),
-        rng=np.random.default_rng(0),
-        in_flight=in_flight,
-        rows_per_request=rows_per_request,
-        clock=clock,
-    )
-
-
-def filled(
-    shard: int, transitions: int, limiter: RateLimiter = NO_LIMIT, incarnation: int = 0
-) -> ReplayShard:
-    """Return a shard with segments of 8 transitions at most, each of priority `shard` + 1."""
-    core = make_shard(alpha=1.0, shard=shard, incarnation=incarnation, limiter=NO_LIMIT)
-    for sequence, start in enumerate(range(0, transitions, 8)):
-        size = min(8, transitions - start)
-        core.add(
-            make_push(
-                make_segment(actor=shard, sequence=sequence, transitions=size, priority=shard + 1.0)
-            )
-        )
-    core._limiter = limiter  # what it holds came in before anybody looked
-    return core
-
-
 def follower(state: ShardState | None, shard: int, incarnation: int) -> ReplayShard:
     """Return the process that takes a dead one's place, from its snapshot if it has one."""
     core = make_shard(alpha=1.0, shard=shard, incarnation=incarnation)
     if state is not None:
         core.restore(state)
     return core
-
-
-def turn(sampler: ReplaySampler, wires: Sequence[LateShard]) -> Batch | None:
-    """Let everything under way arrive, and fetch."""
-    for wire in wires:
-        wire.deliver_all()
-    return sampler.fetch()
 
 
 def fetch(sampler: ReplaySampler, wires: Sequence[LateShard]) -> Batch:
@@ -123,8 +69,8 @@ def under_way(sampler: ReplaySampler) -> int:
 
 
 def test_batches_of_the_others_go_on_and_weigh_by_the_living_alone(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 8)) for shard in range(3)]
-    sampler = make_sampler(wires, clock, beta=1.0)
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(3)]
+    sampler = make_sampler(wires, clock=clock, beta=1.0)
     fetch(sampler, wires)
     assert sampler.size == 24
     kill(wires[1])
@@ -149,8 +95,10 @@ def test_batches_of_the_others_go_on_and_weigh_by_the_living_alone(clock: FakeCl
 def test_samples_of_forgotten_batches_are_given_back(
     clock: FakeClock, rows_per_request: int, in_flight: int
 ) -> None:
-    wires = [LateShard(filled(shard, 16)) for shard in range(2)]
-    sampler = make_sampler(wires, clock, rows_per_request=rows_per_request, in_flight=in_flight)
+    wires = [LateShard(filled_shard(shard, 16)) for shard in range(2)]
+    sampler = make_sampler(
+        wires, clock=clock, rows_per_request=rows_per_request, in_flight=in_flight
+    )
     got = 0
     for step in range(60):
         if step == 7:
@@ -161,8 +109,8 @@ def test_samples_of_forgotten_batches_are_given_back(
 
 
 def test_answers_given_before_the_death_are_used(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 8)) for shard in range(2)]
-    sampler = make_sampler(wires, clock)
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=clock)
     fetch(sampler, wires)
     wires[1].deliver_all()
     kill(wires[1])
@@ -172,9 +120,9 @@ def test_answers_given_before_the_death_are_used(clock: FakeClock) -> None:
 
 
 def test_only_shard_lost_means_nothing_to_fetch_until_it_is_back(clock: FakeClock) -> None:
-    wire = LateShard(filled(0, 16))
+    wire = LateShard(filled_shard(0, 16))
     state = wire.shard.capture()
-    sampler = make_sampler([wire], clock, in_flight=2)
+    sampler = make_sampler([wire], clock=clock, in_flight=2)
     fetch(sampler, [wire])
     kill(wire)
     asked, started_s = wire.count("counts"), clock.now_s
@@ -192,9 +140,9 @@ def test_only_shard_lost_means_nothing_to_fetch_until_it_is_back(clock: FakeCloc
 
 def test_lost_shard_is_told_of_no_samples_until_it_answered(clock: FakeClock) -> None:
     """Its follower may hold less than they were drawn from, and would let actors run far ahead."""
-    wires = [LateShard(filled(shard, 40, LIMITER)) for shard in range(2)]
-    state = filled(1, 8).capture()
-    sampler = make_sampler(wires, clock, limiter=LIMITER)
+    wires = [LateShard(filled_shard(shard, 40, LIMITER)) for shard in range(2)]
+    state = filled_shard(1, 8).capture()
+    sampler = make_sampler(wires, clock=clock, limiter=LIMITER)
     while turn(sampler, wires) is not None or sampler.samples < 200:
         pass
     kill(wires[1])
@@ -213,9 +161,9 @@ def test_lost_shard_is_told_of_no_samples_until_it_answered(clock: FakeClock) ->
 
 
 def test_shard_that_is_back_is_drawn_from_again(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 8)) for shard in range(2)]
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(2)]
     state = wires[1].shard.capture()
-    sampler = make_sampler(wires, clock)
+    sampler = make_sampler(wires, clock=clock)
     fetch(sampler, wires)
     kill(wires[1])
     for _ in range(5):
@@ -228,8 +176,8 @@ def test_shard_that_is_back_is_drawn_from_again(clock: FakeClock) -> None:
 
 
 def test_no_weight_is_nan_when_all_shards_died_after_a_batch_was_drawn(clock: FakeClock) -> None:
-    wire = LateShard(filled(0, 16))
-    sampler = make_sampler([wire], clock, rows_per_request=2 * BATCH)
+    wire = LateShard(filled_shard(0, 16))
+    sampler = make_sampler([wire], clock=clock, rows_per_request=2 * BATCH)
     fetch(sampler, [wire])
     kill(wire)
     hear(sampler, [wire])
@@ -248,12 +196,12 @@ def test_error_of_the_limiter_is_what_it_was_when_the_shard_is_back(
     clock: FakeClock, shards: int, restored: int
 ) -> None:
     """Up to what was given back: 160 samples are due of a shard's 40 transitions."""
-    wires = [LateShard(filled(shard, 40, LIMITER)) for shard in range(shards)]
+    wires = [LateShard(filled_shard(shard, 40, LIMITER)) for shard in range(shards)]
     last = shards - 1
-    sampler = make_sampler(wires, clock, limiter=LIMITER)
+    sampler = make_sampler(wires, clock=clock, limiter=LIMITER)
     for _ in range(12):
         fetch(sampler, wires)
-    state = filled(last, restored).capture()
+    state = filled_shard(last, restored).capture()
     kill(wires[last])
     while under_way(sampler):
         sampler.fetch()
@@ -271,9 +219,9 @@ def test_error_of_the_limiter_is_what_it_was_when_the_shard_is_back(
 
 
 def test_learner_goes_on_at_once_and_honours_the_band_after_a_loss(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 80, LIMITER)) for shard in range(2)]
-    state = filled(1, 16).capture()
-    sampler = make_sampler(wires, clock, limiter=LIMITER)
+    wires = [LateShard(filled_shard(shard, 80, LIMITER)) for shard in range(2)]
+    state = filled_shard(1, 16).capture()
+    sampler = make_sampler(wires, clock=clock, limiter=LIMITER)
     while turn(sampler, wires) is not None or sampler.samples < 500:
         pass
     kill(wires[1])
@@ -292,8 +240,8 @@ def test_new_process_that_is_empty_ends_no_run_although_it_was_asked_for_rows(
     clock: FakeClock,
 ) -> None:
     """The question reaches the new process, and its counts come in before its rows."""
-    wires = [LateShard(filled(shard, 8)) for shard in range(2)]
-    sampler = make_sampler(wires, clock)
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=clock)
     fetch(sampler, wires)
     assert wires[1].under_way == 1
     wires[1].shard = follower(None, 1, 1)
@@ -307,8 +255,8 @@ def test_new_process_that_is_empty_ends_no_run_although_it_was_asked_for_rows(
 
 
 def test_late_answer_of_the_dead_process_does_no_harm(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 24)) for shard in range(2)]
-    sampler = make_sampler(wires, clock, in_flight=1)
+    wires = [LateShard(filled_shard(shard, 24)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=clock, in_flight=1)
     fetch(sampler, wires)
     wires[1].deliver_all()  # rows of the old process, not looked at yet
     kill(wires[1])
@@ -325,8 +273,8 @@ def test_late_answer_of_the_dead_process_does_no_harm(clock: FakeClock) -> None:
 
 
 def test_old_answer_of_the_living_process_takes_nothing_back(clock: FakeClock) -> None:
-    wires = [LateShard(filled(shard, 8)) for shard in range(2)]
-    sampler = make_sampler(wires, clock)
+    wires = [LateShard(filled_shard(shard, 8)) for shard in range(2)]
+    sampler = make_sampler(wires, clock=clock)
     assert sampler.fetch() is None
     wires[0].deliver_all()
     assert sampler.fetch() is None

@@ -7,12 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from fakes import NO_PHASES, SPEC, DeadShard, FakeClock, LateShard, kill, make_segment, make_shard
+from fakes import NO_PHASES, DeadShard, FakeClock, LateShard, kill, make_segment, make_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_contract import ENVIRONMENT
+from sampling import make_sampler
 
-from replay.decoding import Decoder
 from replay.rate_limiter import RateLimiter
 from replay.sampler import ReplaySampler
 from replay.state import ShardState
@@ -92,14 +91,11 @@ def simulate(
         )
         for actor in range(2)
     ]
-    sampler = ReplaySampler(
-        shards=[host.wires[2] for host in hosts],
-        num_actions=ENVIRONMENT.num_actions,
+    sampler = make_sampler(
+        [host.wires[2] for host in hosts],
         batch_size=BATCH,
-        beta=0.4,
         limiter=limiter,
-        decoder=Decoder(spec=SPEC, threads=1),
-        rng=np.random.default_rng(seed),
+        seed=seed,
         in_flight=IN_FLIGHT,
         rows_per_request=2 * BATCH,
         clock=clock,

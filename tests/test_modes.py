@@ -28,7 +28,6 @@ from common.config import AgentConfig, LearnerConfig
 from common.machine import total_memory_bytes
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import NEVER_HEARD
 from learner import worker as learner_worker
 from learner.learner_loop import LearnerLoop
 from learner.worker import LearnerProcess
@@ -136,7 +135,7 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
     monkeypatch.setattr(learner_worker, "tune_allocator", lambda: None)
     with parts_of(built):
         ReplayProcess(
-            CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", NEVER_HEARD, source
+            CONFIG, spec, 0, 0, total_memory_bytes() // 2, run / "snapshots", (0, 0), source
         )
         actor: Any = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
         process = LearnerProcess(

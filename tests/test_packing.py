@@ -89,30 +89,13 @@ def test_unpacking_copies_nothing_and_cannot_be_written() -> None:
             assert not value.flags.writeable
 
 
-def test_size_is_the_sum_of_its_parts() -> None:
-    segment = make_segment(transitions=5)
-    columns = 5 * (2 * 8 + 3 * 4 + 3 * 4 + 2 * 1)
-    expected = _HEADER.size + columns + 8 * len(segment.block_ends) + len(segment.blocks) + 4
-    assert len(pack_segment(segment)) == expected
-
-
-@given(segments(), st.data())
-@settings(max_examples=200, deadline=None)
-def test_any_changed_byte_is_an_error_and_never_garbage(
-    segment: Segment, data: st.DataObject
-) -> None:
-    packed = bytearray(pack_segment(segment))
-    packed[data.draw(st.integers(0, len(packed) - 1))] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(PackingError, match="Expect a segment"):
-        unpack_segment(bytes(packed))
-
-
-def test_every_byte_of_a_segment_is_guarded() -> None:
+def test_trap_any_changed_byte_is_an_error_and_never_garbage() -> None:
     sound = pack_segment(make_segment(transitions=2))
     for position in range(len(sound)):
         changed = bytearray(sound)
         changed[position] ^= 0x10
-        with pytest.raises(PackingError):
+        match = "its bytes were changed" if position >= 8 else "Expect a segment of format 1"
+        with pytest.raises(PackingError, match=match):
             unpack_segment(bytes(changed))
 
 
@@ -140,13 +123,6 @@ def test_another_format_is_an_error() -> None:
     packed = with_header(pack_segment(make_segment()), format=2)
     with pytest.raises(PackingError, match=r"Expect a segment of format 1, actually: b'TRSG' 2"):
         unpack_segment(packed)
-
-
-def test_a_changed_byte_says_so() -> None:
-    packed = bytearray(pack_segment(make_segment()))
-    packed[60] ^= 1
-    with pytest.raises(PackingError, match="its bytes were changed"):
-        unpack_segment(bytes(packed))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +221,3 @@ def test_segment_without_frames_or_transitions_is_an_error() -> None:
     )
     with pytest.raises(PackingError, match="Expect at least one frame"):
         check_segment(nothing, SPEC.stack)
-
-
-def test_packing_error_is_a_value_error() -> None:
-    assert issubclass(PackingError, ValueError)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_rate_limiter import Setting, least_band, legal_settings
+from limiter_settings import Setting, least_band, legal_settings
 
 _PUSHES_UNDER_WAY = 3
 

@@ -8,8 +8,8 @@ from fakes import NOTHING_LEARNED, make_push, make_segment, make_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.replay_totals import ReplayTotals
-from common.types import NEVER_HEARD, EpisodeRecord, ShardCounts
+from common.replay_totals import NEVER_HEARD, ReplayTotals
+from common.types import EpisodeRecord, ShardCounts
 
 GAME = EpisodeRecord(episode_return=1.0, agent_steps=9, epsilon=0.1, ladder_position=0.0)
 
@@ -81,7 +81,7 @@ def test_what_a_shard_says_that_is_known_to_be_dead_is_late() -> None:
     totals = heard(said(0, 100, 100, 4))
     totals.died(0)
     assert not totals.update(0, said(0, 110, 110, 5))
-    assert totals.newest(0) == said(0, 100, 100, 4), "what its follower is told"
+    assert totals.of(0) == (100, 4), "what its follower is told"
     assert totals.update(0, said(1, 65, 105, 5, 60))
     assert totals.update(0, said(1, 70, 110, 5, 60)), "this one lives"
     assert sums(totals) == (70, 110, 5, 40)
@@ -89,9 +89,15 @@ def test_what_a_shard_says_that_is_known_to_be_dead_is_late() -> None:
 
 def test_who_heard_more_of_the_dead_than_the_driver_takes_nothing_back() -> None:
     totals = heard(said(0, 110, 110, 6), said(1, 65, 105, 5, 60))
-    assert sums(totals) == (65, 110, 6, 50)
+    assert sums(totals) == (65, 110 + 5, 6, 50)
     totals.update(0, said(1, 75, 115, 7, 60))
-    assert sums(totals) == (75, 115, 7, 50)
+    assert sums(totals) == (75, 110 + 15, 7, 50)
+
+
+def test_who_heard_less_of_the_dead_than_the_driver_hears_of_them_from_the_living() -> None:
+    totals = heard(said(0, 100, 100, 4), said(2, 65, 155, 8, 60))
+    assert sums(totals) == (65, 155, 8, 40)
+    assert sums(heard(said(2, 65, 155, 8, 60))) == (65, 155, 8, 0)
 
 
 class History:
@@ -124,9 +130,9 @@ class History:
     def save(self) -> None:
         self.snapshot, self.saved = self.core.capture(), list(self.stream)
 
-    def die(self, predecessor: ShardCounts) -> None:
+    def die(self, before: tuple[int, int]) -> None:
         incarnation = self.core.incarnation + 1
-        self.core = make_shard(shard=self.shard, incarnation=incarnation, predecessor=predecessor)
+        self.core = make_shard(shard=self.shard, incarnation=incarnation, before=before)
         self.core.restore(self.snapshot)
         self.stream = list(self.saved)
 
@@ -185,7 +191,7 @@ def test_random_histories_add_up(
             tell(index)
             known = set(shard.stream)
             driver.died(index)
-            shard.die(predecessor=driver.newest(index))
+            shard.die(before=driver.of(index))
             lost += len(known - set(shard.stream))
             tell(index)
         else:
@@ -213,7 +219,7 @@ def test_incarnations_that_never_spoke_break_no_sum(seed: int) -> None:
             shard.save()
         if rng.random() < 0.2:
             totals.died(0)
-            shard.die(predecessor=totals.newest(0))
+            shard.die(before=totals.of(0))
         if rng.random() < 0.2:
             totals.update(0, shard.word())
             assert totals.inserts == len(shard.stream)

@@ -11,10 +11,10 @@ from fakes import NOTHING_LEARNED, SPEC, make_push, make_segment, make_shard
 from snapshotting import assert_same
 
 from actors.environments import resolve
-from common.packing import pack_segment
+from common.packing import pack_segment, unpack_segment
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import NEVER_HEARD, EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
+from common.types import EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
 from replay.assembly import restore
 from replay.server import ReplayProcess
 from replay.shard import ReplayShard
@@ -40,14 +40,15 @@ def filled(*sequences: int, transitions: int = 5, **settings: Any) -> ReplayShar
 def restored(state: ShardState, **settings: Any) -> ReplayShard:
     shard = make_shard(**({"alpha": 1.0, "incarnation": state.incarnation + 1} | settings))
     shard.restore(state)
-    shard._replay.check_valid()
+    shard.check_valid()
     return shard
 
 
 def live_ids(shard: ReplayShard) -> list[int]:
-    storage = shard._replay.storage
-    slots = np.arange(storage.evicted, storage.inserted) % shard._replay._tree.capacity
-    return storage.rows(slots)["id"].tolist()
+    state = shard.capture()
+    sizes = [unpack_segment(packed).num_transitions for packed in state.segments]
+    firsts = state.first_ids.tolist()
+    return [first + i for first, size in zip(firsts, sizes, strict=True) for i in range(size)]
 
 
 def assert_goes_on(state: ShardState, earlier: ShardState) -> None:
@@ -60,10 +61,11 @@ def assert_goes_on(state: ShardState, earlier: ShardState) -> None:
 def test_state_holds_what_is_live_oldest_first() -> None:
     shard = filled(0, 1, 2, capacity=12, shard=2, shards=3, incarnation=4)
     state = shard.capture()
-    packed = [shard._replay.storage.segment(number).packed for number in (1, 2)]
     assert (state.shard, state.shards, state.incarnation) == (2, 3, 4)
     assert (state.alpha, state.inserted, state.observation) == (1.0, 15, SPEC)
-    assert all(one is other for one, other in zip(state.segments, packed, strict=True))
+    assert [unpack_segment(packed).name.sequence for packed in state.segments] == [1, 2]
+    again = shard.capture().segments
+    assert all(one is other for one, other in zip(state.segments, again, strict=True))
     assert state.first_ids.tolist() == [2 * 2**56 + 4 * 2**40 + i for i in (5, 10)]
     priority = [1 + s + i / 8 for s in (1, 2) for i in range(5)]
     np.testing.assert_allclose(state.masses, np.array(priority) + 1e-6, rtol=1e-12)
@@ -126,7 +128,7 @@ def test_new_rows_go_on_behind_the_restored_ones_with_the_new_incarnation_in_the
     shard = filled(0, 1, capacity=12, shard=1, incarnation=2)
     other = restored(shard.capture(), capacity=12, shard=1, incarnation=6)
     other.add(make_push(make_segment(sequence=2)))
-    other._replay.check_valid()
+    other.check_valid()
     old, new = (2**56 + incarnation * 2**40 for incarnation in (2, 6))
     assert live_ids(other) == [old + i for i in range(5, 10)] + [new + i for i in range(10, 15)]
     third = restored(other.capture(), capacity=12, shard=1, incarnation=7)
@@ -160,7 +162,7 @@ def test_trap_push_retried_after_a_restore_is_inserted_once() -> None:
 
 def test_shard_with_room_for_nothing_is_restored_with_its_place_and_names() -> None:
     other = restored(filled(0).capture(), capacity=4)
-    assert (other.inserted, len(other._replay.storage)) == (5, 0)
+    assert (other.inserted, live_ids(other)) == (5, [])
     assert other.add(make_push(make_segment(sequence=0)))
     other.add(make_push(make_segment(sequence=1, transitions=3)))
     assert live_ids(other) == [2**40 + i for i in range(5, 8)]
@@ -181,8 +183,8 @@ def test_smaller_capacity_keeps_the_newest_whole_segments(capacity: int, kept: i
     assert again.masses.tolist() == state.masses[-5 * kept :].tolist()
     assert again.names == state.names
     other.add(make_push(make_segment(sequence=4)))
-    other._replay.check_valid()
-    assert len(other._replay.storage) == min(5 * kept + 5, capacity // 5 * 5)
+    other.check_valid()
+    assert len(live_ids(other)) == min(5 * kept + 5, capacity // 5 * 5)
 
 
 def test_fewer_bytes_keep_the_newest_whole_segments() -> None:
@@ -261,7 +263,7 @@ def test_unsound_state_is_refused_and_changes_nothing() -> None:
         with pytest.raises(SnapshotError, match=match):
             shard.restore(unsound)
         assert_same(shard.capture(), before)
-        shard._replay.check_valid()
+        shard.check_valid()
         shard.restore(state)
 
 
@@ -319,6 +321,6 @@ def test_a_shard_s_process_tells_the_driver(
     config = PRESETS["cartpole"].config
     snapshots = tmp_path / "replay_0" if keeps_snapshots else None
     process = ReplayProcess(
-        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, NEVER_HEARD, source_hash()
+        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), source_hash()
     )
     assert process.describe() == expected

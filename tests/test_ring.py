@@ -183,7 +183,7 @@ def test_shard_at_capacity_keeps_its_bounds_and_every_frame_of_what_lives(
         assert report.counts.transitions <= capacity
         assert report.bytes <= max_bytes
         assert report.counts.inserts == len(pushed) == report.counts.transitions + report.evicted
-        shard._replay.check_valid()
+        shard.check_valid()
         reply = shard.sample((32,), LearnerCounts(0, 0, None)).batches[0]
         assert reply.ids.min() >= report.evicted
         s_tm1, s_t = decoder.decode(reply)

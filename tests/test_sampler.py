@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from fakes import (
-    NO_LIMIT,
     NO_PHASES,
     NOTHING_LEARNED,
     SPEC,
@@ -21,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from oracles import NaiveReplay, naive_stacks
+from sampling import make_sampler
 from shard_contract import CONFIG, ENVIRONMENT, with_shards
 
 from common.types import Batch, EpisodeRecord, PriorityUpdate, Segment, WeightsVersion
 from replay.assembly import make_sampler as make_sampler_from
-from replay.decoding import Decoder
 from replay.handles import LocalHandle, ShardHandle
 from replay.priority_updater import PriorityUpdater
 from replay.rate_limiter import RateLimiter
@@ -33,29 +32,6 @@ from replay.sampler import ReplaySampler, importance_weights, split_rows
 from replay.shard import ReplayShard
 from replay.storage import shard_of
 from replay.writer import ReplayWriter
-
-
-def make_sampler(
-    shards: Sequence[Any],
-    *,
-    batch_size: int = 8,
-    beta: float = 0.4,
-    limiter: RateLimiter = NO_LIMIT,
-    in_flight: int = 1,
-    rows_per_request: int = 1,
-    seed: int = 0,
-) -> ReplaySampler:
-    return ReplaySampler(
-        shards=shards,
-        num_actions=ENVIRONMENT.num_actions,
-        batch_size=batch_size,
-        beta=beta,
-        limiter=limiter,
-        decoder=Decoder(spec=SPEC, threads=1),
-        rng=np.random.default_rng(seed),
-        in_flight=in_flight,
-        rows_per_request=rows_per_request,
-    )
 
 
 def filled(priorities: Sequence[Sequence[float]], alpha: float = 1.0) -> list[ReplayShard]:
@@ -206,44 +182,6 @@ def joint_probability(priorities: Sequence[Sequence[float]], alpha: float) -> li
     masses = [(np.array(mine, np.float32) + np.float64(1e-6)) ** alpha for mine in priorities]
     total = sum(mass.sum() for mass in masses)
     return [mass / total for mass in masses]
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("alpha", [0.0, 0.6])
-@pytest.mark.parametrize("rows_per_request", [1, 128])
-def test_rows_come_as_often_as_from_one_big_replay(
-    shards: int, alpha: float, rows_per_request: int
-) -> None:
-    """Within five standard deviations of independent draws, and one row."""
-    priorities = PRIORITIES[shards]
-    sampler = make_sampler(
-        handles(filled(priorities, alpha)), batch_size=32, rows_per_request=rows_per_request
-    )
-    drawn = [np.zeros(len(mine)) for mine in priorities]
-    batches = 700
-    for _ in range(batches):
-        for k, row in zip(*place(fetch(sampler).ids), strict=True):
-            drawn[k][row] += 1
-    total = 32 * batches
-    for count, p in zip(drawn, joint_probability(priorities, alpha), strict=True):
-        assert np.all(np.abs(count - total * p) <= 5 * np.sqrt(total * p * (1 - p)) + 1)
-
-
-@pytest.mark.parametrize("shards", [1, 2])
-@pytest.mark.parametrize("beta", [0.0, 0.4, 1.0])
-def test_weights_are_the_closed_form_of_the_probability_really_drawn_with(
-    shards: int, beta: float
-) -> None:
-    priorities = PRIORITIES[shards]
-    alpha = 0.6
-    rows, joint = sum(len(mine) for mine in priorities), joint_probability(priorities, alpha)
-    sampler = make_sampler(handles(filled(priorities, alpha)), batch_size=13, beta=beta)
-    for _ in range(50):
-        batch = fetch(sampler)
-        p = np.array([joint[k][i] for k, i in zip(*place(batch.ids), strict=True)])
-        expected = (rows * p) ** -beta
-        np.testing.assert_allclose(batch.weight, expected / expected.max(), rtol=1e-5)
-        assert batch.weight.max() == 1.0
 
 
 # Of each shard, (mass, rows); 13 rows are a batch.
@@ -819,7 +757,7 @@ def test_priorities_of_a_batch_come_back_to_its_rows() -> None:
     # All 16 rows were drawn once each: whatever the order, the masses add up to these.
     total = sum(core.counts(NOTHING_LEARNED).mass for core in cores)
     assert total == pytest.approx(sum(range(16)) + 16e-6)
-    assert cores[0]._replay._tree.get(batch.ids[:8]) == pytest.approx(new[:8] + 1e-6)
+    assert cores[0].capture().masses[batch.ids[:8]] == pytest.approx(new[:8] + 1e-6)
 
 
 def test_games_that_ended_are_summed_over_the_shards() -> None:

@@ -4,10 +4,8 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions, van_der_corput
+from common.schedules import epsilon_ladder, exponential_epsilon, ladder_positions
 
 SIZES = [(1, 1), (1, 2), (2, 1), (4, 2), (3, 5), (16, 8), (360, 1)]
 
@@ -108,26 +106,3 @@ def test_impossible_schedules_are_refused() -> None:
         exponential_epsilon(-1, 1.0, 0.05, 30_000.0)
     with pytest.raises(ValueError, match="Expect `decay_agent_steps` > 0, actually: 0"):
         exponential_epsilon(0, 1.0, 0.05, 0.0)
-
-
-def test_van_der_corput_begins_as_published() -> None:
-    assert [van_der_corput(i) for i in range(8)] == [
-        0,
-        1 / 2,
-        1 / 4,
-        3 / 4,
-        1 / 8,
-        5 / 8,
-        3 / 8,
-        7 / 8,
-    ]
-    with pytest.raises(ValueError, match="Expect `rank` >= 0, actually: -1"):
-        van_der_corput(-1)
-
-
-@given(start=st.integers(0, 10_000), length=st.integers(2, 300))
-def test_any_stretch_of_van_der_corput_covers_the_unit_interval(start: int, length: int) -> None:
-    values = np.sort([van_der_corput(i) for i in range(start, start + length)])
-    gaps = np.diff([0.0, *values, 1.0])
-    # A stretch of n holds an aligned block of at least n / 4, whose gaps are even.
-    assert gaps.max() <= 4 / length + 1e-12

@@ -24,7 +24,7 @@ from actors.worker import ActorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
 from common.source import source_hash
-from common.types import NEVER_HEARD, Weights, WeightsVersion
+from common.types import Weights, WeightsVersion
 from driver.view.events import read_scalars
 from learner.assembly import make_learner
 from learner.learner import DeviceBatch
@@ -206,7 +206,8 @@ def test_sequential_order_reaches_replay() -> None:
         shard=0,
         incarnation=0,
         max_bytes=10**8,
-        predecessor=NEVER_HEARD,
+        accepted_before=0,
+        episodes_before=0,
     )
     shard.add(make_push(make_segment(transitions=9)))
     drawn = np.concatenate([shard.sample((4,), START).batches[0].ids for _ in range(2)])
