@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from actors.actor_loop import ActorLoop
@@ -48,8 +50,9 @@ def make_actor_loop(
         heartbeat=heartbeat,
     )
     exploration = make_exploration(config.actor, actor)
+    network = build_network(config.agent, spec)
     policy = EpsilonGreedyPolicy(
-        network=build_network(config.agent, spec),
+        network=network,
         epsilons=exploration.epsilons(0),
         rng=np.random.default_rng(derive_seed(seed, "policy", actor)),
     )
@@ -63,7 +66,11 @@ def make_actor_loop(
         life_loss_reward=config.env.life_loss_reward,
         segment_transitions=config.actor.segment_transitions,
         frames_per_block=config.replay.frames_per_block,
-        first_priority=first_priority if config.replay.priority_exponent > 0 else None,
+        first_priority=(
+            functools.partial(first_priority, network.head.first_priority)
+            if config.replay.priority_exponent > 0
+            else None
+        ),
         actor=actor,
         incarnation=incarnation,
     )

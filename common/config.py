@@ -32,8 +32,11 @@ _MOST_TEXT = 200
 _MOST_LAYERS = 100
 _RETURN = Bounds(-1e300, 1e300, "finite", "finite")
 
+AlgorithmName = Literal["dqn"]
+"""Each has its file in learner.algorithms and its entry in common.heads."""
 NetworkName = Literal["nature_cnn", "nips_cnn", "pixel_cnn", "mlp"]
 """Each has its entry in common.torsos."""
+Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,10 @@ class EnvConfig:
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """What actors and learner must share: the network and the n-step target."""
+    """What actors and learner must share: the algorithm, the network and the n-step target."""
 
+    algorithm: AlgorithmName = "dqn"
+    """`dqn`: action values by their TD errors (Mnih et al. 2015), double or plain."""
     network: NetworkName = "nature_cnn"
     """`nature_cnn`: 32@8s4, 64@4s2, 64@3s1, 512 (Mnih et al. 2015); `nips_cnn`: 16@8s4, 32@4s2, 256
     (Mnih et al. 2013), for learning on CPUs; `pixel_cnn`: 16, 32, 32, each @5s2 with batch
@@ -183,7 +188,7 @@ class LearnerConfig:
     """`auto`: CUDA when there is one."""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile the step; `auto`: where that works and the run is not serial; `on`: or end."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of the products in the hidden layers: bfloat16 is faster on CPUs with AMX or AVX512-BF16, and
     slower on others. Weights, action values, targets, loss and optimiser stay float32."""
     threads: Annotated[int, from_zero(1_000)] = 0

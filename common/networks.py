@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from common.config import AgentConfig
+from common.config import AgentConfig, Precision
+from common.heads import HEADS, Head
 from common.torsos import build_torso
 from common.types import EnvironmentSpec, ObservationSpec
 
 
 class QNetwork(nn.Module):
-    """Action values of stacked observations.
+    """Action values of stacked observations: a torso to see with, and an algorithm's head.
 
-    `torso` makes features, `hidden` is the last hidden layer, if there is one; `value` and
-    `advantage` are linear. With two streams (Wang et al. 2016, equation 9)
-
-        Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a').
-
-    The streams' hidden layers are one matrix, value's rows first: the same function, but the
-    features are read once and the product is twice as large, which is worth 1 to 3 % of a
-    learner step of batch 512 on a CPU.
+    It is the only way from observations to values, for whoever acts and whoever learns.
     """
 
     def __init__(
@@ -33,30 +28,28 @@ class QNetwork(nn.Module):
         observation: ObservationSpec,
         scale: float,
         torso: nn.Module,
-        features: int,
-        hidden: int,
-        num_actions: int,
-        dueling: bool,
+        head: Head,
+        precision: Precision,
     ) -> None:
         """Put the parts together.
 
         Args:
           observation: what the network is fed.
           scale: what that is multiplied by first, on the device.
-          torso: float32[B, k, *frame_shape] to anything of `features` numbers per row.
-          features: size of the torso's output per row.
-          hidden: width of the last hidden layer of each stream; 0: none.
-          num_actions: A.
-          dueling: two streams, or only the one called `advantage`, which is then Q itself.
+          torso: float32[B, k, *frame_shape] to what the head takes, once it is flattened.
+          head: what stands behind it.
+          precision: of the products in all layers but the head's last.
         """
         super().__init__()
         self._observation = observation
         self._scale = scale
-        self._width = hidden
+        self._is_mixed = _is_mixed(precision)
         self.torso = torso
-        self.hidden = nn.Linear(features, hidden * (2 if dueling else 1)) if hidden else None
-        self.value = nn.Linear(hidden or features, 1) if dueling else None
-        self.advantage = nn.Linear(hidden or features, num_actions)
+        self.head = head
+        # By their own names, as checkpoints have them: a head is no module itself.
+        for name, layer in head.layers.items():
+            self.add_module(name, layer)
+        self._has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self.modules())
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return float32[B, A] for dtype[B, k, *frame_shape]."""
@@ -64,26 +57,44 @@ class QNetwork(nn.Module):
 
     def values(self, floats: Tensor) -> Tensor:
         """Return float32[B, A] for what `as_float` returned, of this network or of its twin."""
-        return self.heads(self.features(floats))
+        return self.head.values(self.outputs(floats))
+
+    def acting_values(self, floats: Tensor) -> Tensor:
+        """Return float32[B, A], the values as an actor would see them, also while this one trains.
+
+        Batch normalisation then works by its running statistics and leaves them alone.
+        """
+        if not (self.training and self._has_batch_norm):
+            return self.values(floats)
+        self.eval()
+        values = self.values(floats)
+        self.train()
+        return values
+
+    def outputs(self, floats: Tensor) -> Tensor:
+        """Return float32[B, A, ...], what the algorithm learns, for `as_float`'s result."""
+        return self.head.outputs(self.features(floats))
 
     def features(self, floats: Tensor) -> Tensor:
-        """Return float32[B, F], the last hidden layer for `as_float`'s result; nearly all work."""
+        """Return float32[B, F], the last hidden layer for `as_float`'s result; nearly all work.
+
+        What the head makes of them stays in float32: a value near 10 rounded to bfloat16 is off by
+        up to 0.03, which is much beside the difference between two actions. Each pass has its own
+        autocast: one keeps the weights that it cast, and in some releases those cast without
+        gradient tracking get no gradient later (pytorch issue 158232).
+        """
+        if not self._is_mixed:
+            return self._features(floats)
+        with torch.autocast(floats.device.type, torch.bfloat16):
+            features = self._features(floats)
+        return features.float()
+
+    def _features(self, floats: Tensor) -> Tensor:
         features = self.torso(floats)
         if features.dim() == 4:
             # Channels last, as it lies in memory: flattening is then a view and not a copy.
             features = features.permute(0, 2, 3, 1)
-        features = features.flatten(1)
-        return features if self.hidden is None else torch.relu(self.hidden(features))
-
-    def heads(self, features: Tensor) -> Tensor:
-        """Return float32[B, A], the action values of what `features` returned."""
-        if self.value is None:
-            return self._linear(self.advantage, features)
-        # Without a hidden layer both streams see the same features.
-        width = self._width or features.shape[1]
-        advantage = self._linear(self.advantage, features[:, -width:])
-        value = self._linear(self.value, features[:, :width])
-        return value + advantage - advantage.mean(dim=1, keepdim=True)
+        return self.head.hidden_features(features.flatten(1))
 
     def as_float(self, observation: Tensor) -> Tensor:
         """Return float32[B, k, *frame_shape], scaled as the spec says, for the stored dtype."""
@@ -100,21 +111,29 @@ class QNetwork(nn.Module):
             floats.mul_(self._scale) if observation.dtype == torch.uint8 else floats * self._scale
         )
 
-    @staticmethod
-    def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-        output: Tensor = layer(x)
-        return output
+
+def _is_mixed(precision: Precision) -> bool:
+    match precision:
+        case "float32":
+            return False
+        case "bfloat16":
+            return True
+        case _:
+            assert_never(precision)
 
 
-def build_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
+def build_network(
+    agent: AgentConfig, spec: EnvironmentSpec, precision: Precision = "float32"
+) -> QNetwork:
     """Return the network that `agent` names, in evaluation mode, with the weights of seed 0.
 
     Whoever wants others calls `initialise` or `load_flat_state`. No global generator is touched.
+    The learner's alone may have another precision.
 
     Raises:
       ValueError: the network cannot see observations of this shape.
     """
-    network = _plan_network(agent, spec)
+    network = _plan_network(agent, spec, precision)
     network.to_empty(device="cpu")
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     initialise(network, torch.Generator().manual_seed(0))
@@ -127,22 +146,26 @@ def state_bytes(agent: AgentConfig, spec: EnvironmentSpec) -> int:
     Raises:
       ValueError: as `build_network`.
     """
-    state = _plan_network(agent, spec).state_dict().values()
+    state = _plan_network(agent, spec, "float32").state_dict().values()
     return sum(tensor.numel() * tensor.element_size() for tensor in state)
 
 
-def _plan_network(agent: AgentConfig, spec: EnvironmentSpec) -> QNetwork:
+def _plan_network(agent: AgentConfig, spec: EnvironmentSpec, precision: Precision) -> QNetwork:
     """Return the network on the meta device, where nothing is allocated or drawn."""
     with torch.device("meta"):
         torso, features, hidden = build_torso(agent, spec.observation)
-        return QNetwork(
-            observation=spec.observation,
-            scale=spec.scale,
-            torso=torso,
+        head = HEADS[agent.algorithm](
             features=features,
             hidden=hidden,
             num_actions=spec.num_actions,
             dueling=agent.dueling,
+        )
+        return QNetwork(
+            observation=spec.observation,
+            scale=spec.scale,
+            torso=torso,
+            head=head,
+            precision=precision,
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypedDict, assert_never
 
 import torch
 
@@ -30,11 +30,17 @@ from replay.sampler import ReplaySampler
 CHECKPOINT_FORMAT = 2
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the device that `auto`, `cpu` or `cuda` means here."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device("cuda:0" if name == "cuda" else name)
+def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return the device that is meant here."""
+    match name:
+        case "auto":
+            return resolve_device("cuda" if torch.cuda.is_available() else "cpu")
+        case "cpu":
+            return torch.device("cpu")
+        case "cuda":
+            return torch.device("cuda:0")
+        case _:
+            assert_never(name)
 
 
 def resolve_threads(threads: int, neighbours: int) -> int:
@@ -62,16 +68,26 @@ def make_learner(
       device: where to learn.
       serial: one process for everything; then `learner.compile auto` means off, to start fast.
     """
-    choice = config.learner.compile
-    compiled = choice == "on" or (choice == "auto" and not serial)
     return Learner(
         agent=config.agent,
         config=config.learner,
         spec=spec,
         device=device,
         seed=derive_seed(config.seed, "network", 0),
-        compile_step=compiled,
+        compile_step=_compiles(config.learner.compile, serial),
     )
+
+
+def _compiles(choice: Literal["auto", "on", "off"], serial: bool) -> bool:
+    match choice:
+        case "auto":
+            return not serial
+        case "on":
+            return True
+        case "off":
+            return False
+        case _:
+            assert_never(choice)
 
 
 class Counts(Protocol):
@@ -361,6 +377,7 @@ def _identity(config: Config, spec: EnvironmentSpec, network: QNetwork) -> dict[
         "actions": spec.num_actions,
         "frames per action": spec.action_repeat_frames,
         "observation": f"{spec.observation.dtype}{list(spec.observation.shape)}",
+        "algorithm": agent.algorithm,
         "network": agent.network,
         "dueling": agent.dueling,
         "hidden layers": list(agent.hidden) if agent.network == "mlp" else None,

@@ -1,4 +1,4 @@
-"""The learner: networks, loss, optimiser; `step(batch)` is one gradient update."""
+"""The learner: networks, algorithm, optimiser; `step(batch)` is one gradient update."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from common.config import AgentConfig, LearnerConfig
 from common.endings import RunEnded
 from common.networks import QNetwork, build_network, initialise
-from common.targets import n_step_target, td_error
 from common.types import EnvironmentSpec
-from learner.losses import half_square, huber, weighted_mean
+from learner.algorithms.table import ALGORITHMS
+from learner.device_batch import DeviceBatch
+from learner.losses import weighted_mean
 from learner.optimizers import make_optimizer
 
-# Where the loss becomes linear: the error clipping of Mnih et al. 2015.
-_HUBER_DELTA = 1.0
 # Keeps the clipping factor finite, as in torch.nn.utils.clip_grad_norm_.
 _NORM_EPSILON = 1e-6
 # Of a compiler's error; with its include paths some are pages.
@@ -30,34 +29,14 @@ _M_MMAP_MAX = -4
 _M_ARENA_MAX = -8
 
 
-class DeviceBatch(NamedTuple):
-    """A batch on the learner's device; observations as they were stored, uint8 pixels unscaled.
-
-    Fields:
-      weight: float32[B], importance weights.
-      s_tm1: dtype[B, k, *frame_shape].
-      a_tm1: int64[B].
-      r_t: float32[B].
-      discount_t: float32[B].
-      s_t: dtype[B, k, *frame_shape].
-    """
-
-    weight: Tensor
-    s_tm1: Tensor
-    a_tm1: Tensor
-    r_t: Tensor
-    discount_t: Tensor
-    s_t: Tensor
-
-
 class StepResult(NamedTuple):
     """What one learner step says, all on the device: reading a number waits for it.
 
     Fields:
-      priority: float32[B], |TD error|, not importance-weighted.
+      priority: float32[B], the algorithm's, not importance-weighted.
       metrics: float32[] each, by name, the same names with every step; each becomes a curve of the
-        run. `td_loss` is the importance-weighted mean loss, `q_mean` the mean of Q(s_tm1, a_tm1),
-        `grad_norm` the global norm of the gradient before clipping.
+        run. `td_loss` is the importance-weighted mean loss, `grad_norm` the global norm of the
+        gradient before clipping; between them stand the algorithm's own.
     """
 
     priority: Tensor
@@ -65,7 +44,7 @@ class StepResult(NamedTuple):
 
 
 class Learner:
-    """Double-DQN with n-step targets and importance weights.
+    """Descends the losses of an algorithm, with importance weights.
 
     The loop it lives in:
 
@@ -90,7 +69,7 @@ class Learner:
         """Build the networks and the optimiser.
 
         Args:
-          agent: network and target.
+          agent: algorithm and network.
           config: the optimisation.
           spec: the environment.
           device: where to learn.
@@ -100,14 +79,12 @@ class Learner:
         self._config = config
         self._spec = spec
         self._device = device
-        self._double = agent.double
-        self._is_mixed = config.precision == "bfloat16"
-        self._network = build_network(agent, spec).to(device)
+        self._algorithm = ALGORITHMS[agent.algorithm](agent, config)
+        self._network = build_network(agent, spec, config.precision).to(device)
         initialise(self._network, torch.Generator().manual_seed(seed))
         self._network.train()
-        self._has_batch_norm = any(isinstance(m, nn.BatchNorm2d) for m in self._network.modules())
         # Built apart rather than copied, so that not one tensor can be shared.
-        self._target = build_network(agent, spec).to(device)
+        self._target = build_network(agent, spec, config.precision).to(device)
         self._target.requires_grad_(False)
         self._copy_target()
         self._parameters = list(self._network.parameters())
@@ -256,52 +233,16 @@ class Learner:
 
     def _gradients(self, batch: DeviceBatch) -> tuple[StepResult, list[Tensor]]:
         """Return the result and the clipped gradients; all of this gets compiled."""
-        weight, s_tm1, a_tm1, r_t, discount_t, s_t = batch
-        with torch.no_grad():
-            floats_t = self._network.as_float(s_t)  # once for both networks
-            q_t_value = self._values(self._target, floats_t)
-            # Not in one pass with s_tm1: the backward pass would then run over these rows too, for
-            # nothing.
-            q_t_selector = self._selector_values(floats_t) if self._double else q_t_value
-            target = n_step_target(r_t, discount_t, q_t_value, q_t_selector)
-        q_tm1 = self._values(self._network, self._network.as_float(s_tm1))
-        td = td_error(q_tm1, a_tm1, target)
-        loss = huber(td, delta=_HUBER_DELTA) if self._config.loss == "huber" else half_square(td)
-        td_loss = weighted_mean(loss, weight)
+        losses = self._algorithm.loss(self._network, self._target, batch)
+        td_loss = weighted_mean(losses.loss, batch.weight)
         gradients = torch.autograd.grad(td_loss, self._parameters)
         with torch.no_grad():
-            td = td.detach()
             clipped, grad_norm = clip_gradients(
                 gradients, self._config.max_grad_norm, self._config.max_grad_value
             )
-            q_mean = (target - td).mean()
-        metrics = {"td_loss": td_loss.detach(), "q_mean": q_mean, "grad_norm": grad_norm}
-        return StepResult(td.abs(), metrics), clipped
-
-    def _values(self, network: QNetwork, floats: Tensor) -> Tensor:
-        """Return float32[B, A], with the hidden layers in the precision that is configured.
-
-        The heads stay in float32: a value near 10 rounded to bfloat16 is off by up to 0.03, which
-        is much beside the difference between two actions. Each pass has its own autocast: one keeps
-        the weights that it cast, and in some releases those cast without gradient tracking get no
-        gradient later (pytorch issue 158232).
-        """
-        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_mixed):
-            features = network.features(floats)
-        return network.heads(features.float())
-
-    def _selector_values(self, floats_t: Tensor) -> Tensor:
-        """Return float32[B, A], the online network's values of s_t, as an actor would see them.
-
-        Batch normalisation then works by its running statistics and leaves them alone: they follow
-        s_tm1 alone, once a step.
-        """
-        if not self._has_batch_norm:
-            return self._values(self._network, floats_t)
-        self._network.eval()
-        q_t_selector = self._values(self._network, floats_t)
-        self._network.train()
-        return q_t_selector
+        metrics = {"td_loss": td_loss, **losses.metrics, "grad_norm": grad_norm}
+        detached = {name: number.detach() for name, number in metrics.items()}
+        return StepResult(losses.priority.detach(), detached), clipped
 
     def _zero_batch(self) -> DeviceBatch:
         """Return a batch like those to come. No tensor twice: that would compile apart."""

@@ -15,7 +15,8 @@ from common.metrics import PhaseTimer
 from common.networks import flatten_state
 from common.reports import LearnerReport, SaveStatus
 from common.types import PriorityUpdate, Weights, WeightsVersion
-from learner.learner import DeviceBatch, Learner
+from learner.device_batch import DeviceBatch
+from learner.learner import Learner
 
 # Weights travel at most so often, however fast the learner steps.
 _LEAST_PUBLISH_S = 1.0

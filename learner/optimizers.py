@@ -9,7 +9,7 @@ kernel.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, assert_never
 
 import torch
 from torch import Tensor
@@ -36,19 +36,16 @@ class Optimizer(Protocol):
 
 def make_optimizer(config: LearnerConfig, parameters: Sequence[Tensor]) -> Optimizer:
     """Return the optimiser that `config` names."""
-    if config.optimizer == "adam":
-        return Adam(
-            parameters=parameters,
-            learning_rate=config.learning_rate,
-            epsilon=config.optimizer_epsilon,
-        )
-    make = CenteredRmsProp if config.rmsprop_centered else RmsProp
-    return make(
-        parameters=parameters,
-        learning_rate=config.learning_rate,
-        decay=config.rmsprop_decay,
-        epsilon=config.optimizer_epsilon,
-    )
+    rate, epsilon = config.learning_rate, config.optimizer_epsilon
+    match config.optimizer:
+        case "adam":
+            return Adam(parameters=parameters, learning_rate=rate, epsilon=epsilon)
+        case "rmsprop":
+            make = CenteredRmsProp if config.rmsprop_centered else RmsProp
+            decay = config.rmsprop_decay
+            return make(parameters=parameters, learning_rate=rate, decay=decay, epsilon=epsilon)
+        case _:
+            assert_never(config.optimizer)
 
 
 class RmsProp:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.types import Batch
-from learner.learner import DeviceBatch
+from learner.device_batch import DeviceBatch
 
 # Pause after a `fetch` that had nothing; also how fast `close` is noticed then.
 _IDLE_S = 0.01

@@ -24,6 +24,7 @@ from oracles import naive_stacks, seen_transitions
 from actors.actor_loop import ActorLoop
 from actors.exploration import Exploration
 from actors.priority import first_priority
+from common.heads import QHead
 from common.packing import check_segment
 from common.types import ObservationSpec, Segment, Weights, WeightsVersion
 
@@ -279,6 +280,7 @@ def test_same_seeds_give_the_same_segments() -> None:
 
 def test_first_priority_is_the_absolute_n_step_td_error() -> None:
     priority = first_priority(
+        QHead.first_priority,
         np.array([[1.0, 2.0], [3.0, -4.0], [5.0, 0.0]], np.float32),
         np.array([1, 0, 0], np.int32),
         np.array([0.5, -1.0, 1.0], np.float32),

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from actors.priority import first_priority
 from common.config import AgentConfig, LearnerConfig
+from common.heads import QHead
 from common.networks import initialise
 from common.presets import PRESETS
 from common.targets import n_step_target, td_error
 from common.types import EnvironmentSpec, ObservationSpec
-from learner.learner import DeviceBatch, Learner, clip_gradients
+from learner.device_batch import DeviceBatch
+from learner.learner import Learner, clip_gradients
 from learner.losses import half_square, huber, weighted_mean
 from learner.optimizers import make_optimizer
 
@@ -103,9 +105,8 @@ def test_targets_and_td_errors(seed: int, rows: int, actions: int) -> None:
 @pytest.mark.parametrize(("rows", "actions"), SHAPES)
 def test_first_priorities(seed: int, rows: int, actions: int) -> None:
     given = Inputs(seed, rows, actions)
-    priority = first_priority(
-        given.q_tm1, given.a_tm1.astype(np.int32), given.r_t, given.discount_t, given.q_t_value
-    )
+    columns = given.q_tm1, given.a_tm1.astype(np.int32), given.r_t, given.discount_t
+    priority = first_priority(QHead.first_priority, *columns, given.q_t_value)
     td, magnitude = given.td(given.q_t_value)
     expect_within(priority, abs(td), 2 * EPS * magnitude)
 

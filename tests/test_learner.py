@@ -21,7 +21,8 @@ from common.types import EnvironmentSpec, ObservationSpec
 from learner import assembly
 from learner.assembly import resolve_threads
 from learner.checkpoint import load, save
-from learner.learner import DeviceBatch, Learner, clip_gradients
+from learner.device_batch import DeviceBatch
+from learner.learner import Learner, clip_gradients
 
 CPU = torch.device("cpu")
 ROWS = 8
@@ -426,7 +427,7 @@ def test_bfloat16_rounds_the_hidden_layers_and_nothing_else(
         assert actual.dtype == torch.float32
     # Not on the grid of bfloat16, as all would be had the heads been rounded.
     with torch.no_grad():
-        q = mixed._values(mixed.network, mixed.network.as_float(batch.s_t))
+        q = mixed.network.values(mixed.network.as_float(batch.s_t))
     assert not torch.equal(q, q.bfloat16().float())
     # Adam's first step moves whatever has a gradient.
     expected, moved = (

@@ -17,7 +17,8 @@ from common.networks import flatten_state
 from common.packing import pack_segment
 from common.reports import NEVER_SAVED, LearnerReport
 from common.types import Batch, PriorityUpdate, Weights, WeightsVersion
-from learner.learner import DeviceBatch, Learner, StepResult
+from learner.device_batch import DeviceBatch
+from learner.learner import Learner, StepResult
 from learner.learner_loop import LearnerLoop
 from learner.prefetch import SynchronousFetcher
 from replay.decoding import Decoder

@@ -10,7 +10,14 @@ import torch
 from torch import nn
 
 from common.config import AgentConfig
-from common.networks import build_network, flatten_state, initialise, load_flat_state
+from common.heads import QHead
+from common.networks import (
+    QNetwork,
+    build_network,
+    flatten_state,
+    initialise,
+    load_flat_state,
+)
 from common.torsos import FrameDifferences
 from common.types import EnvironmentSpec, ObservationSpec
 
@@ -27,6 +34,11 @@ PIXEL_CNN = AgentConfig(network="pixel_cnn", dueling=False)
 
 def seeded(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def head_of(network: QNetwork) -> QHead:
+    assert isinstance(network.head, QHead)
+    return network.head
 
 
 def batch_norm_network() -> nn.Sequential:
@@ -84,27 +96,29 @@ def test_float_observations_are_not_scaled_and_not_changed() -> None:
     observation = torch.tensor([[[3.0, -2.0, 0.5, 9.0]]])
     before = observation.clone()
     network = build_network(AgentConfig(network="mlp", hidden=(4,), dueling=False), CARTPOLE)
-    assert network.hidden is not None
+    head = head_of(network)
+    assert head.hidden is not None
     with torch.no_grad():
-        network.hidden.weight.copy_(torch.eye(4))
-        network.hidden.bias.zero_()
-        network.advantage.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]]))
-        network.advantage.bias.zero_()
+        head.hidden.weight.copy_(torch.eye(4))
+        head.hidden.bias.zero_()
+        head.advantage.weight.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 1.0, 1.0]]))
+        head.advantage.bias.zero_()
     torch.testing.assert_close(network(observation), torch.tensor([[3.0, 0.0 + 0.5 + 9.0]]))
     assert torch.equal(observation, before)
 
 
 def test_dueling_is_value_plus_advantage_without_its_mean() -> None:
     network = build_network(AgentConfig(network="mlp", hidden=(1,), dueling=True), CARTPOLE)
-    assert network.value is not None
-    assert network.hidden is not None
+    head = head_of(network)
+    assert head.value is not None
+    assert head.hidden is not None
     with torch.no_grad():
-        network.hidden.weight.zero_()
-        network.hidden.bias.copy_(torch.tensor([2.0, 3.0]))  # the value's stream, the advantage's
-        network.value.weight.fill_(10.0)
-        network.value.bias.fill_(1.0)
-        network.advantage.weight.copy_(torch.tensor([[1.0], [5.0]]))
-        network.advantage.bias.zero_()
+        head.hidden.weight.zero_()
+        head.hidden.bias.copy_(torch.tensor([2.0, 3.0]))  # value's stream, advantage's
+        head.value.weight.fill_(10.0)
+        head.value.bias.fill_(1.0)
+        head.advantage.weight.copy_(torch.tensor([[1.0], [5.0]]))
+        head.advantage.bias.zero_()
     value, advantage, mean = 10.0 * 2.0 + 1.0, (3.0, 15.0), 9.0
     expected = torch.tensor([[value + advantage[0] - mean, value + advantage[1] - mean]])
     torch.testing.assert_close(network(torch.zeros(1, 1, 4)), expected)
@@ -118,6 +132,7 @@ def test_wide_or_stacked_observations_are_flattened_by_the_mlp() -> None:
 @pytest.mark.parametrize("dueling", [False, True])
 def test_pixel_cnn_is_three_normalised_convolutions_and_a_linear_head(dueling: bool) -> None:
     network = build_network(AgentConfig(network="pixel_cnn", dueling=dueling), CART)
+    head = head_of(network)
     pixels = torch.randint(0, 256, (3, 2, 40, 90), dtype=torch.uint8, generator=seeded(0))
     q = network(pixels)
     assert q.shape == (3, 2)
@@ -127,19 +142,20 @@ def test_pixel_cnn_is_three_normalised_convolutions_and_a_linear_head(dueling: b
     normalisations = 2 * (16 + 32 + 32)
     # 40 x 90 shrinks to 18 x 43, 7 x 20 and 2 x 8.
     features = 32 * 2 * 8
-    head = features * 2 + 2 + ((features + 1) if dueling else 0)
-    expected = convolutions + normalisations + head
+    linear = features * 2 + 2 + ((features + 1) if dueling else 0)
+    expected = convolutions + normalisations + linear
     assert sum(p.numel() for p in network.parameters()) == expected
-    assert network.hidden is None
+    assert head.hidden is None
 
 
 def test_dueling_streams_of_a_network_without_a_hidden_layer_see_the_same_features() -> None:
     network = build_network(AgentConfig(network="pixel_cnn", dueling=True), CART)
+    head = head_of(network)
     pixels = torch.randint(0, 256, (3, 2, 40, 90), dtype=torch.uint8, generator=seeded(0))
-    assert network.value is not None
+    assert head.value is not None
     floats = pixels.float() / 255.0
     features = network.torso(floats).permute(0, 2, 3, 1).flatten(1)
-    value, advantage = network.value(features), network.advantage(features)
+    value, advantage = head.value(features), head.advantage(features)
     expected = value + advantage - advantage.mean(dim=1, keepdim=True)
     torch.testing.assert_close(network(pixels), expected)
 
@@ -223,9 +239,10 @@ def test_same_seed_gives_the_same_weights_and_another_seed_others() -> None:
 
 def test_weights_are_uniform_within_one_over_the_root_of_the_fan_in() -> None:
     network = build_network(CNN, ATARI)
-    assert network.hidden is not None
+    head = head_of(network)
+    assert head.hidden is not None
     bound = 3136**-0.5
-    weight = network.hidden.weight.detach()
+    weight = head.hidden.weight.detach()
     assert weight.abs().max() <= bound
     # Standard deviation of a uniform variable; 3.2 million draws.
     torch.testing.assert_close(weight.std(), torch.tensor(bound / 3**0.5), rtol=0.01, atol=0.0)
@@ -304,11 +321,12 @@ def test_flat_state_does_not_depend_on_the_memory_layout() -> None:
 
 def test_flat_state_is_a_copy_in_both_directions() -> None:
     network = build_network(MLP, CARTPOLE)
+    head = head_of(network)
     buffer = flatten_state(network)
     kept = buffer.copy()
-    assert network.hidden is not None
+    assert head.hidden is not None
     with torch.no_grad():
-        network.hidden.weight.add_(1.0)
+        head.hidden.weight.add_(1.0)
     assert np.array_equal(buffer, kept)
     load_flat_state(network, buffer)
     buffer[:] = 0

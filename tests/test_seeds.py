@@ -27,7 +27,7 @@ from common.source import source_hash
 from common.types import Weights, WeightsVersion
 from driver.view.events import read_scalars
 from learner.assembly import make_learner
-from learner.learner import DeviceBatch
+from learner.device_batch import DeviceBatch
 from replay.assembly import make_shard
 
 # What makes each of them short.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import Counter
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from actors.environments import make_environments
 from actors.exploration import Exploration
 from actors.priority import first_priority
 from common.config import Config, EnvConfig, LearnerConfig, ReplayConfig
+from common.heads import QHead
 from common.types import (
     Batch,
     EnvironmentSpec,
@@ -94,7 +96,7 @@ def played(request: pytest.FixtureRequest) -> Played:
         life_loss_reward=0.0,
         segment_transitions=ROWS,
         frames_per_block=4,
-        first_priority=first_priority,
+        first_priority=functools.partial(first_priority, QHead.first_priority),
         actor=0,
         incarnation=0,
     )

@@ -1,0 +1,1 @@
+"""What is learned of a batch: one file for each `agent.algorithm`."""
