@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from typing import Literal
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -41,7 +41,13 @@ class ReturnGoal:
             count as any, but that none of them reaches the goal.
         """
         self._at_least = at_least
-        self._of = of
+        match of:
+            case "either":
+                self._counts = {"train", "eval"}
+            case "train" | "eval":
+                self._counts = {of}
+            case _:
+                assert_never(of)
         self._games: deque[float] = deque(before, maxlen=RETURN_GAMES)
         self._reached = ""
 
@@ -54,12 +60,12 @@ class ReturnGoal:
         """Hear the raw returns of training games in the order in which they ended."""
         for episode_return in returns:
             self._games.append(episode_return)
-            if self._of != "eval" and len(self._games) == RETURN_GAMES:
+            if "train" in self._counts and len(self._games) == RETURN_GAMES:
                 self._look_at("train", self._games)
 
     def evaluated(self, returns: Collection[float]) -> None:
         """Hear the raw returns of one evaluation."""
-        if self._of != "train":
+        if "eval" in self._counts:
             self._look_at("eval", returns)
 
     def _look_at(self, whose: str, returns: Collection[float]) -> None:

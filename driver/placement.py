@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, assert_never
 
 import ray
 
@@ -32,9 +32,13 @@ class Placement:
         cluster = cluster_resources()
         self._config = config
         self._is_local = is_local
-        self._cuda = config.learner.device == "cuda" or (
-            config.learner.device == "auto" and cluster.get("GPU", 0) >= 1
-        )
+        match config.learner.device:
+            case "auto":
+                self._cuda = cluster.get("GPU", 0) >= 1
+            case "cpu" | "cuda" as device:
+                self._cuda = device == "cuda"
+            case device:
+                assert_never(device)
         if is_local and self._cuda and cluster.get("GPU", 0) < 1:
             raise RunEnded("torch sees a CUDA device, but Ray sees no GPU on this machine")
         self._cpus = self._cpu_share(cluster.get("CPU", 1.0))

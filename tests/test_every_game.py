@@ -169,7 +169,7 @@ def named_games(source: str) -> set[str]:
 def test_no_code_names_a_game() -> None:
     files = [ROOT / "launch.py"]
     for package in ("actors", "common", "driver", "learner", "replay"):
-        files += (ROOT / package).glob("*.py")
+        files += (ROOT / package).rglob("*.py")
     assert len(files) > 40
     found = {
         str(file.relative_to(ROOT)): names

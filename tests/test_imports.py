@@ -158,6 +158,29 @@ def test_known_good_import_is_accepted(path: str, source: str) -> None:
     assert violations(path, source) == []
 
 
+def imported_tests(source: str) -> set[str]:
+    """Return the test modules that a test imports: what two share has a file of its own."""
+    return {
+        module
+        for module in imported_modules(source)
+        if "." not in module and module.startswith("test_")
+    }
+
+
+def test_no_test_imports_another() -> None:
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    found = {file.name: imported_tests(file.read_text()) for file in files}
+    assert {name: modules for name, modules in found.items() if modules} == {}
+
+
+@pytest.mark.parametrize(
+    "known_bad",
+    ["from test_n_step import game", "import test_n_step", "def f():\n    import test_n_step as t"],
+)
+def test_test_that_imports_another_is_rejected(known_bad: str) -> None:
+    assert imported_tests(known_bad) == {"test_n_step"}
+
+
 def test_exceptions_name_files_that_need_them() -> None:
     """Among the product's; tests and benchmarks import what they want."""
     for place in sorted(EXEMPT - {"tests/*", "benchmarks/*"}):
