@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -110,7 +111,7 @@ def test_any_games_come_out_as_the_transitions_that_were_seen(
         n_step=n_step,
         segment_transitions=segment_transitions,
         clip_rewards=clip_rewards,
-        first_priority=first_priority,
+        first_priority=functools.partial(first_priority, QHead.first_priority),
     )
     segments, versions = [], []
     for step, chunk in enumerate(chunks):
