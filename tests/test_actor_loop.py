@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_any_games_come_out_as_the_transitions_that_were_seen(
         n_step=n_step,
         segment_transitions=segment_transitions,
         clip_rewards=clip_rewards,
-        first_priority=first_priority,
+        first_priority=functools.partial(first_priority, QHead.first_priority),
     )
     segments, versions = [], []
     for step, chunk in enumerate(chunks):
@@ -258,7 +259,11 @@ def test_phases_name_where_the_time_went_and_start_again() -> None:
 
 def test_same_seeds_give_the_same_segments() -> None:
     first, second = (
-        make_loop(random_script(4, 9), num_envs=2, first_priority=first_priority)[0].collect(50)
+        make_loop(
+            random_script(4, 9),
+            num_envs=2,
+            first_priority=functools.partial(first_priority, QHead.first_priority),
+        )[0].collect(50)
         for _ in range(2)
     )
     assert len(first) == len(second) > 10
