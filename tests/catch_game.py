@@ -14,10 +14,15 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
+from actors.environments import make_environments
+from common.config import EnvConfig
+from common.types import TimeSteps
+
 ROWS = 8
 COLUMNS = 5
 # Every game: the ball starts in the top row and is judged in the bottom one.
 CATCH = "catch_game:Catch-v0"
+PICTURE_CATCH = "catch_game:PictureCatch-v0"
 
 
 class Catch(gymnasium.Env[NDArray[np.float32], np.int64]):
@@ -61,4 +66,46 @@ class Catch(gymnasium.Env[NDArray[np.float32], np.int64]):
         return board.ravel()
 
 
+class PictureCatch(Catch):
+    """The same as a picture: uint8[36, 36], as small as a convolutional network takes."""
+
+    observation_space: Any = Box(0, 255, (36, 36), np.uint8)
+
+    def board(self) -> NDArray[Any]:
+        """Return the picture: each cell is 4 rows of 7 pixels, white where something is."""
+        cells = super().board().reshape(ROWS, COLUMNS).astype(np.uint8) * 255
+        return np.pad(cells.repeat(4, axis=0).repeat(7, axis=1), ((2, 2), (0, 1)))
+
+
+class StackedCatch:
+    """E games of PictureCatch with stacks of frames, as Atari's are: what `make_environments` says.
+
+    An id of gymnasium's gets stacks of one frame.
+    """
+
+    STACK = 2
+
+    def __init__(self, num_envs: int, seed: int) -> None:
+        self._games = make_environments(EnvConfig(id=PICTURE_CATCH), num_envs, seed, training=True)
+        observation = self._games.spec.observation._replace(stack=self.STACK)
+        self.spec = self._games.spec._replace(observation=observation)
+        self._stacks = np.zeros((num_envs, *observation.shape), np.uint8)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._games, name)
+
+    def reset(self) -> TimeSteps:
+        return self._stacked(self._games.reset())
+
+    def step(self, actions: NDArray[np.int64]) -> TimeSteps:
+        return self._stacked(self._games.step(actions))
+
+    def _stacked(self, timesteps: TimeSteps) -> TimeSteps:
+        before = self._stacks[:, 1:].copy()
+        before[timesteps.first] = 0
+        self._stacks = np.concatenate([before, timesteps.observation], axis=1)
+        return timesteps._replace(observation=self._stacks.copy())
+
+
 gymnasium.register(id="Catch-v0", entry_point="catch_game:Catch")
+gymnasium.register(id="PictureCatch-v0", entry_point="catch_game:PictureCatch")

@@ -266,7 +266,11 @@ def test_phases_name_where_the_time_went_and_start_again() -> None:
 
 def test_same_seeds_give_the_same_segments() -> None:
     first, second = (
-        make_loop(random_script(4, 9), num_envs=2, first_priority=first_priority)[0].collect(50)
+        make_loop(
+            random_script(4, 9),
+            num_envs=2,
+            first_priority=functools.partial(first_priority, QHead.first_priority),
+        )[0].collect(50)
         for _ in range(2)
     )
     assert len(first) == len(second) > 10

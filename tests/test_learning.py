@@ -26,6 +26,9 @@ import torch
 from launching import launch as launch_process
 from launching import result_of
 
+import actors.assembly
+import actors.evaluator
+import driver.plan
 import launch
 from actors.n_step import NStepAccumulator
 from common.config import Config
@@ -81,6 +84,20 @@ class Learned(NamedTuple):
         return self.greedy_return >= FLOOR_RETURN and LEAST_VALUE <= self.value <= MOST_VALUE
 
 
+# The path that people use: a convolutional network with two streams on stacks of bytes, three-step
+# returns, prioritised replay. About 1,100 learner steps.
+PICTURES = {
+    "--env": catch_game.PICTURE_CATCH,
+    "--agent.network": "nips_cnn",
+    "--agent.dueling": "True",
+    "--agent.double": "True",
+    "--agent.n-step": "3",
+    "--total-frames": "5000",
+    "--replay.samples-per-insert": "16",
+    "--learner.batch-size": "64",
+}
+
+
 def flags(run: Path, **changes: str) -> list[str]:
     return [
         "--run-dir",
@@ -89,8 +106,8 @@ def flags(run: Path, **changes: str) -> list[str]:
     ]
 
 
-def learn_serially(run: Path, seed: int) -> Learned:
-    assert launch.main([*flags(run), "--serial", "--seed", str(seed)]) == 0
+def learn_serially(run: Path, seed: int, **changes: str) -> Learned:
+    assert launch.main([*flags(run, **changes), "--serial", "--seed", str(seed)]) == 0
     return learned(run)
 
 
@@ -102,19 +119,22 @@ def learned(run: Path) -> Learned:
     network = build_network(config.agent, spec_from_dict(payload["spec"]))
     load_flat_state(network, weights_from_payload(payload).buffer)
     with torch.no_grad():
-        q = network(torch.from_numpy(opening_boards()))
+        q = network(torch.from_numpy(opening_boards(config.env.id)))
     return Learned(result_of(run)["last_eval_score"], float(q.max(dim=1).values.mean()))
 
 
-def opening_boards() -> np.ndarray:
-    """Return float32[columns, 1, rows * columns]: the ball over each column once."""
+def opening_boards(env_id: str) -> np.ndarray:
+    """Return [columns, k, *frame_shape]: the ball over each column once."""
     boards = []
-    game = catch_game.Catch()
+    is_picture = env_id == catch_game.PICTURE_CATCH
+    game = catch_game.PictureCatch() if is_picture else catch_game.Catch()
     for column in range(catch_game.COLUMNS):
         game.reset(seed=0)
         game.put_ball(column)
         boards.append(game.board())
-    return np.stack(boards)[:, np.newaxis]
+    opening = np.stack(boards)[:, np.newaxis]
+    padding = np.zeros_like(opening)  # what is before a game's first frame
+    return np.concatenate([padding, opening], axis=1) if is_picture else opening
 
 
 # --- sabotages ------------------------------------------------------------------------------------
@@ -169,6 +189,32 @@ def test_catch_is_learned_serially_unless_the_target_is_sabotaged(
 ) -> None:
     sabotage(monkeypatch)
     outcome = learn_serially(tmp_path / "run", seed=1)
+    assert outcome.reaches_floor == learns, outcome
+
+
+@pytest.mark.parametrize(
+    ("sabotage", "learns"),
+    [
+        (as_it_should_be, True),
+        (target_network_is_never_copied, False),
+        (gamma_applied_twice, False),
+    ],
+)
+@pytest.mark.usefixtures("torch_is_left_as_it_was")
+def test_catch_is_learned_from_stacks_of_pictures_unless_the_target_is_sabotaged(
+    sabotage: Callable[[pytest.MonkeyPatch], None],
+    learns: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def make_games(env: Any, spec: Any, num_envs: int, seed: int, **rest: Any) -> Any:
+        return catch_game.StackedCatch(num_envs, seed)
+
+    monkeypatch.setattr(driver.plan, "resolve", lambda env: catch_game.StackedCatch(1, 0).spec)
+    for module in (actors.assembly, actors.evaluator):
+        monkeypatch.setattr(module, "make_run_environments", make_games)
+    sabotage(monkeypatch)
+    outcome = learn_serially(tmp_path / "run", seed=1, **PICTURES)
     assert outcome.reaches_floor == learns, outcome
 
 

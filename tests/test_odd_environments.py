@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,8 +31,12 @@ from common.endings import EnvironmentFailed, Interrupted
 from common.heartbeat import Heartbeat
 from common.networks import build_network
 from driver.interrupts import Interrupts
+from launch import main
 from learner.assembly import spec_from_dict, spec_to_dict
 from learner.checkpoint import CheckpointFolder, load, save
+
+pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
+Command = Callable[..., subprocess.CompletedProcess[str]]
 
 MLP = AgentConfig(network="mlp", hidden=(8,), dueling=False)
 ON_THE_PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
@@ -281,6 +287,21 @@ FLAGS = (
 )
 
 
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """A function that runs a command in this process, where that shows the same."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        capsys.readouterr()
+        try:
+            code = main(arguments)
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("name", "line"),
     [
@@ -291,11 +312,15 @@ FLAGS = (
     ],
 )
 def test_the_first_failure_of_an_environment_ends_a_serial_start_in_one_line(
-    tmp_path: Path, name: str, line: str
+    tmp_path: Path, command: Command, name: str, line: str
 ) -> None:
     run = tmp_path / "run"
     env = env_of(name).id
-    done = launch(*FLAGS, "--serial", "--env", env, "--run-dir", str(run), environment=ON_THE_PATH)
+    arguments = (*FLAGS, "--serial", "--env", env, "--run-dir", str(run))
+    if name == "InterruptsInStep":
+        done = launch(*arguments, environment=ON_THE_PATH)
+    else:
+        done = command(*arguments)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stderr.startswith(f"launch.py: the environment {env}, {line}")
     assert done.stderr.count("\n") == 1
@@ -307,12 +332,12 @@ def test_the_first_failure_of_an_environment_ends_a_serial_start_in_one_line(
 
 
 def test_an_environment_that_fails_later_ends_a_serial_run_that_keeps_what_it_learned(
-    tmp_path: Path,
+    tmp_path: Path, command: Command
 ) -> None:
     run = tmp_path / "run"
     env = env_of("RaisesLater").id
     flags = ("--serial", "--env", env, "--total-frames", "20000", "--run-dir", str(run))
-    done = launch(*FLAGS, *flags, environment=ON_THE_PATH)
+    done = command(*FLAGS, *flags)
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stderr.startswith(f"launch.py: the environment {env}, in reset, raised Runtime")
     result = result_of(run)
@@ -321,10 +346,12 @@ def test_an_environment_that_fails_later_ends_a_serial_run_that_keeps_what_it_le
     assert f"--resume {run}" in done.stdout
 
 
-def test_an_environment_that_cannot_be_made_is_one_line_and_exit_2(tmp_path: Path) -> None:
+def test_an_environment_that_cannot_be_made_is_one_line_and_exit_2(
+    tmp_path: Path, command: Command
+) -> None:
     run, env = tmp_path / "run", env_of("RaisesInMake").id
     for _ in range(2):  # a folder with nothing but a log in it is as good as new
-        done = launch(*FLAGS, "--env", env, "--run-dir", str(run), environment=ON_THE_PATH)
+        done = command(*FLAGS, "--env", env, "--run-dir", str(run))
         assert done.returncode == 2
         assert done.stderr == (
             f"launch.py: --env.id {env}: the environment {env}, in make, raised RuntimeError: two"
@@ -333,10 +360,12 @@ def test_an_environment_that_cannot_be_made_is_one_line_and_exit_2(tmp_path: Pat
     assert "Traceback" in (run / "log.txt").read_text()
 
 
-def test_a_run_whose_checkpoint_knows_no_scale_goes_on_as_it_began(tmp_path: Path) -> None:
+def test_a_run_whose_checkpoint_knows_no_scale_goes_on_as_it_began(
+    tmp_path: Path, command: Command
+) -> None:
     run = tmp_path / "run"
     new = ("--serial", "--env", env_of("Bits").id, "--run-dir", str(run))
-    done = launch(*FLAGS, *new, environment=ON_THE_PATH)
+    done = command(*FLAGS, *new)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Observations are read as they are; rewards are learned as they are" in done.stdout
     (path,) = (run / "checkpoints").glob("checkpoint_*.pt")
@@ -345,7 +374,7 @@ def test_a_run_whose_checkpoint_knows_no_scale_goes_on_as_it_began(tmp_path: Pat
     save(path, payload)
     known = ("--env", "odd_environments:Bits-v0")
     more = ("--resume", str(run), "--serial", "--total-frames", "5000", *known)
-    done = launch(*more, environment=ON_THE_PATH)
+    done = command(*more)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Observations are divided by 255; rewards are learned as they are" in done.stdout
     assert "observations are read as since this run began" in done.stdout
