@@ -10,8 +10,8 @@ from pathlib import Path
 from common.reports import EvaluationResult
 from common.types import Weights
 from driver.plan import Plan
-from learner.assembly import load_playable, weights_payload
 from learner.checkpoint import CheckpointError, save
+from learner.payload import load_playable, weights_payload
 
 
 class BestWeights:

@@ -19,8 +19,8 @@ from driver.command_line import EvalCommand
 from driver.refusals import lines_of, refuse, words_of
 from driver.run_folder import RunFolder
 from driver.view.scores import human_normalized_score
-from learner.assembly import Trained, expect_same_network, load_trained
 from learner.checkpoint import CheckpointFolder
+from learner.trained import Trained, expect_same_network, load_trained
 
 
 def evaluate(command: EvalCommand) -> int:

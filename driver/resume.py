@@ -12,8 +12,9 @@ from common.config_file import differences, load_file
 from common.schema import one_line
 from common.types import EnvironmentSpec
 from driver.run_folder import RunFolder, RunFolderError
-from learner.assembly import expect_resumable, make_learner, spec_from_dict
+from learner.assembly import make_learner
 from learner.checkpoint import CheckpointError, CheckpointFolder, SoundCheckpoint
+from learner.payload import expect_resumable, spec_from_dict
 
 
 class Start(NamedTuple):

@@ -20,15 +20,10 @@ from driver.best_weights import BestWeights
 from driver.interrupts import Interrupts
 from driver.plan import Plan
 from driver.serial_replay import SerialReplay
-from learner.assembly import (
-    checkpoint_payload,
-    expect_resumable,
-    make_learner,
-    make_learner_loop,
-    resolve_device,
-)
+from learner.assembly import make_learner, make_learner_loop, resolve_device
 from learner.checkpoint import CheckpointFolder, load
 from learner.learner_loop import LearnerLoop
+from learner.payload import checkpoint_payload, expect_resumable
 from learner.prefetch import SynchronousFetcher
 from replay.assembly import make_sampler
 from replay.priority_updater import PriorityUpdater

@@ -19,16 +19,10 @@ from common.reports import LearnerReport
 from common.save_thread import SaveThread
 from common.source import expect_source
 from common.types import EnvironmentSpec, Weights
-from learner.assembly import (
-    checkpoint_payload,
-    expect_resumable,
-    make_learner,
-    make_learner_loop,
-    resolve_device,
-    resolve_threads,
-)
+from learner.assembly import make_learner, make_learner_loop, resolve_device, resolve_threads
 from learner.checkpoint import CheckpointError, CheckpointFolder
 from learner.learner import tune_allocator
+from learner.payload import checkpoint_payload, expect_resumable
 from learner.prefetch import Prefetcher
 from replay.assembly import make_sampler
 from replay.client import RayHandle

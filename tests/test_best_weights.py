@@ -14,7 +14,7 @@ from common.config import Config
 from common.types import Weights, WeightsVersion
 from driver.best_weights import BestWeights
 from driver.plan import Plan
-from learner.assembly import load_playable, weights_from_payload
+from learner.payload import load_playable, weights_from_payload
 
 
 def weights(step: int) -> Weights:

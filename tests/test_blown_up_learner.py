@@ -14,8 +14,9 @@ from shard_contract import ENVIRONMENT
 from common.config import AgentConfig, Config, LearnerConfig
 from common.reports import NEVER_SAVED
 from common.types import Batch, PriorityUpdate, Weights
-from learner.assembly import checkpoint_payload, make_learner
+from learner.assembly import make_learner
 from learner.learner_loop import LearnerLoop
+from learner.payload import checkpoint_payload
 from learner.prefetch import SynchronousFetcher
 
 

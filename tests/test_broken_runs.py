@@ -15,8 +15,8 @@ from faulting import FLAGS, ROLES, Job, checkpoints, last_frame, snapshots
 from launching import STOP_S, launch, result_of, started
 
 from launch import main
-from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
+from learner.payload import expect_resumable, load_playable
 
 pytestmark = pytest.mark.ray
 

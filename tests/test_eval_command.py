@@ -23,8 +23,8 @@ from driver.run_folder import RunFolder
 from driver.view import tags
 from driver.view.events import EventWriter
 from launch import main
-from learner.assembly import weights_payload
 from learner.checkpoint import CheckpointFolder, load, save
+from learner.payload import weights_payload
 
 SMALL = AgentConfig(network="mlp", hidden=(8,), dueling=False)
 CARTPOLE = Config(env=EnvConfig(id="CartPole-v1"), agent=SMALL)

@@ -28,8 +28,8 @@ from launching import ROOT, STOP_S, result_of, started
 
 from driver.view.events import read_scalars
 from driver.view.tags import save_held_tag
-from learner.assembly import expect_resumable, load_playable
 from learner.checkpoint import CheckpointFolder
+from learner.payload import expect_resumable, load_playable
 
 pytestmark = pytest.mark.ray
 

@@ -36,9 +36,9 @@ from common.config_file import override
 from common.networks import build_network, load_flat_state
 from common.targets import n_step_target
 from learner import learner as learner_module
-from learner.assembly import spec_from_dict, weights_from_payload
 from learner.checkpoint import CheckpointFolder, load
 from learner.learner import Learner
+from learner.payload import spec_from_dict, weights_from_payload
 
 GAMMA = 0.9
 FLOOR_RETURN = 0.9

@@ -32,8 +32,8 @@ from common.heartbeat import Heartbeat
 from common.networks import build_network
 from driver.interrupts import Interrupts
 from launch import main
-from learner.assembly import spec_from_dict, spec_to_dict
 from learner.checkpoint import CheckpointFolder, load, save
+from learner.payload import spec_from_dict, spec_to_dict
 
 pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 Command = Callable[..., subprocess.CompletedProcess[str]]

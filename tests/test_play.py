@@ -18,8 +18,9 @@ from actors.environments import resolve
 from common.config import AgentConfig, Config, EnvConfig
 from common.networks import build_network, flatten_state, initialise
 from common.types import Weights, WeightsVersion
-from learner.assembly import load_network, weights_payload
+from learner.assembly import load_network
 from learner.checkpoint import save
+from learner.payload import weights_payload
 
 
 def save_network(path: Path, config: Config, seed: int = 5) -> torch.nn.Module:
