@@ -1,7 +1,7 @@
 """CartPole seen as pixels: a crop of the screen around the cart, now and one step ago.
 
 The state of the seed is this crop minus the one before. Replay stores each crop once, as uint8; a
-stack of two holds both, and the network takes the difference (common.networks.FrameDifferences).
+stack of two holds both, and the network takes the difference (common.torsos.FrameDifferences).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import dataclasses
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.environment_source import EnvironmentSource
-from actors.gymnasium_environments import FilmedScreen, GymnasiumEnvironments, gymnasium_spec
+from actors.environment_source import EnvironmentSource, FilmedScreen
+from actors.gymnasium_environments import GymnasiumEnvironments, gymnasium_spec
 from common.config import EnvConfig
 from common.heartbeat import Heartbeat
 from common.types import EnvironmentSpec, ObservationSpec, TimeSteps

@@ -67,6 +67,44 @@ class Filmed(Protocol):
         """End it."""
 
 
+class DrawnEnvironments(Environments, Protocol):
+    """Environments that draw themselves."""
+
+    @property
+    def render_frames_per_s(self) -> float:
+        """Speed of play."""
+
+    def screens(self) -> tuple[NDArray[np.uint8], ...]:
+        """Return uint8[H, W, 3] for each environment."""
+
+
+class FilmedScreen:
+    """One environment that draws itself."""
+
+    def __init__(self, played: DrawnEnvironments) -> None:
+        self._played = played
+        self.pictures_per_s = played.render_frames_per_s
+
+    def reset(self) -> NDArray[Any]:
+        """Open the game and return dtype[1, k, *frame_shape]."""
+        return self._played.reset().observation
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[Any], float, bool]:
+        """Return the observation, the reward and whether the game is over."""
+        timesteps = self._played.step(actions)
+        return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
+
+    def picture(self) -> NDArray[np.uint8]:
+        """Return uint8[H, W, 3], an odd row or column left out."""
+        (picture,) = self._played.screens()
+        height, width, _ = picture.shape
+        return np.ascontiguousarray(picture[: height - height % 2, : width - width % 2])
+
+    def close(self) -> None:
+        """End it."""
+        self._played.close()
+
+
 class MakeEnvironments(Protocol):
     """Makes E environments; see `actors.environments.make_environments`."""
 

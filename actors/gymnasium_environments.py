@@ -6,7 +6,7 @@ import difflib
 import functools
 import re
 import warnings
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from actors.atari import atari_title, games
 from actors.checked_environment import MOST_FLOAT32, MOST_REWARD, CheckedEnvironment
 from actors.environment_calls import EnvironmentCalls, in_a_line
-from actors.environment_source import Environments, EnvironmentSource
+from actors.environment_source import EnvironmentSource, FilmedScreen
 from actors.timesteps import check_actions, opening_timesteps
 from common.config import EnvConfig
 from common.endings import EnvironmentFailed
@@ -141,44 +141,6 @@ class GymnasiumEnvironments:
 
     def _stacked(self, observation: NDArray[Any]) -> NDArray[Any]:
         return observation.astype(self._spec.observation.dtype, copy=False)[:, np.newaxis]
-
-
-class DrawnEnvironments(Environments, Protocol):
-    """Environments that draw themselves."""
-
-    @property
-    def render_frames_per_s(self) -> float:
-        """Speed of play."""
-
-    def screens(self) -> tuple[NDArray[np.uint8], ...]:
-        """Return uint8[H, W, 3] for each environment."""
-
-
-class FilmedScreen:
-    """One environment that draws itself."""
-
-    def __init__(self, played: DrawnEnvironments) -> None:
-        self._played = played
-        self.pictures_per_s = played.render_frames_per_s
-
-    def reset(self) -> NDArray[Any]:
-        """Open the game and return dtype[1, k, *frame_shape]."""
-        return self._played.reset().observation
-
-    def step(self, actions: NDArray[np.int64]) -> tuple[NDArray[Any], float, bool]:
-        """Return the observation, the reward and whether the game is over."""
-        timesteps = self._played.step(actions)
-        return timesteps.observation, float(timesteps.reward[0]), bool(timesteps.game_over[0])
-
-    def picture(self) -> NDArray[np.uint8]:
-        """Return uint8[H, W, 3], an odd row or column left out."""
-        (picture,) = self._played.screens()
-        height, width, _ = picture.shape
-        return np.ascontiguousarray(picture[: height - height % 2, : width - width % 2])
-
-    def close(self) -> None:
-        """End it."""
-        self._played.close()
 
 
 def gymnasium_spec(env: EnvConfig, heartbeat: Heartbeat | None = None) -> EnvironmentSpec:

@@ -18,8 +18,8 @@ from tyro.conf import arg
 from common.schema import SHARE, Bounds, counted, from_zero, positive, shown
 
 # Beyond these a setting is a slip of the hand or somebody's joke; what this machine can hold of
-# the rest, driver.plan asks. Frames and steps: a century at 3 million frames/s. Transitions: an
-# insertion id has 40 bits for them, and 7 for the shard (replay.storage).
+# the rest, driver.machine_needs asks. Frames and steps: a century at 3 million frames/s.
+# Transitions: an insertion id has 40 bits for them, and 7 for the shard (replay.storage).
 _STEPS = 10**16
 _TRANSITIONS = 10**12
 _MAX_SHARDS = 128

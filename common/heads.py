@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from common.config import AgentConfig
 from common.targets import n_step_target, td_error
 
 
@@ -32,7 +32,7 @@ class Head(Protocol):
     def first_priority(
         self, q_tm1: Tensor, a_tm1: Tensor, r_t: Tensor, discount_t: Tensor, q_t: Tensor
     ) -> Tensor:
-        """Return float32[T], what an actor says of new transitions, for values are all it keeps.
+        """Return float32[T], the first priority of new transitions; of these an actor keeps values.
 
         Args:
           q_tm1: float32[T, A].
@@ -57,19 +57,19 @@ class QHead:
     learner step of batch 512 on a CPU.
     """
 
-    def __init__(self, *, features: int, hidden: int, num_actions: int, dueling: bool) -> None:
+    def __init__(self, *, agent: AgentConfig, features: int, hidden: int, num_actions: int) -> None:
         """Make the layers.
 
         Args:
+          agent: `dueling`: two streams, or only the one called `advantage`, which is then Q itself.
           features: numbers per row that come from the torso.
           hidden: width of the last hidden layer of each stream; 0: none.
           num_actions: A.
-          dueling: two streams, or only the one called `advantage`, which is then Q itself.
         """
         # Without a hidden layer both streams see the same features.
         self._width = hidden or features
-        self.hidden = nn.Linear(features, hidden * (2 if dueling else 1)) if hidden else None
-        self.value = nn.Linear(self._width, 1) if dueling else None
+        self.hidden = nn.Linear(features, hidden * (2 if agent.dueling else 1)) if hidden else None
+        self.value = nn.Linear(self._width, 1) if agent.dueling else None
         self.advantage = nn.Linear(self._width, num_actions)
         layers = {"hidden": self.hidden, "value": self.value, "advantage": self.advantage}
         self.layers: dict[str, nn.Module] = {
@@ -104,8 +104,16 @@ class QHead:
         return td_error(q_tm1, a_tm1, n_step_target(r_t, discount_t, q_t, q_t)).abs()
 
 
-HEADS: dict[str, Callable[..., Head]] = {"dqn": QHead}
-"""By `agent.algorithm`; each takes what `QHead` takes."""
+class MakeHead(Protocol):
+    """Makes a head; its layers lie on the meta device until the whole network is drawn."""
+
+    def __call__(self, *, agent: AgentConfig, features: int, hidden: int, num_actions: int) -> Head:
+        """Make it; see QHead for the arguments."""
+        ...
+
+
+HEADS: dict[str, MakeHead] = {"dqn": QHead}
+"""By `agent.algorithm`."""
 
 
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import assert_never
+from typing import Protocol, assert_never, runtime_checkable
 
 import numpy as np
 import torch
@@ -155,10 +155,10 @@ def _plan_network(agent: AgentConfig, spec: EnvironmentSpec, precision: Precisio
     with torch.device("meta"):
         torso, features, hidden = build_torso(agent, spec.observation)
         head = HEADS[agent.algorithm](
+            agent=agent,
             features=features,
             hidden=hidden,
             num_actions=spec.num_actions,
-            dueling=agent.dueling,
         )
         return QNetwork(
             observation=spec.observation,
@@ -167,6 +167,15 @@ def _plan_network(agent: AgentConfig, spec: EnvironmentSpec, precision: Precisio
             head=head,
             precision=precision,
         )
+
+
+@runtime_checkable
+class Drawn(Protocol):
+    """A layer of a kind of its own."""
+
+    def draw(self, generator: torch.Generator) -> None:
+        """Set all of its own parameters and buffers, which hold anything before."""
+        ...
 
 
 def initialise(network: nn.Module, generator: torch.Generator) -> None:
@@ -181,20 +190,23 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
       generator: a CPU generator.
 
     Raises:
-      TypeError: a module has parameters that this function does not know how to draw.
+      TypeError: a module has parameters or buffers that nobody says how to draw.
     """
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+        if isinstance(module, Drawn):
+            module.draw(generator)
+        elif type(module) in (nn.Linear, nn.Conv2d):  # one derived from them may hold more
+            assert isinstance(module, nn.Linear | nn.Conv2d)
             bound = 1.0 / math.sqrt(module.weight[0].numel())
             for parameter in module.parameters(recurse=False):
                 drawn = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
                 parameter.data.copy_(drawn)
         elif isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             module.reset_parameters()
-        elif any(True for _ in module.parameters(recurse=False)):
+        elif [*module.parameters(recurse=False), *module.buffers(recurse=False)]:
             raise TypeError(
-                f"Expect `{name}` to be a linear, convolution or batch normalisation layer, "
-                f"actually: {type(module).__name__}"
+                f"Expect `{name}` to be a linear, convolution or batch normalisation layer, or one "
+                f"that has `draw`, actually: {type(module).__name__}"
             )
 
 

@@ -13,9 +13,9 @@ class ReplayTotals:
     """The newest counts of each shard, and their sums.
 
     A shard that died comes back from its last snapshot, so its stream goes back; what it had
-    accepted was accepted all the same. With I inserts, L of them lost, and H that were held before
-    this start of the run, A = I + L - H were accepted. Of what a shard took in after its last word
-    nobody knows, unless its snapshot holds it.
+    accepted was accepted all the same. Where a stream stands at I inserts, went back by L in all,
+    and stood at H before this start of the run, A = I + L - H were accepted. Of what a shard took
+    in after its last word nobody knows, unless its snapshot holds it.
 
     One thread only; the sums may be read from any.
     """
@@ -63,7 +63,7 @@ class ReplayTotals:
         """Return what a shard said last; NEVER_HEARD before it did."""
         return self._newest[shard]
 
-    def of(self, shard: int) -> tuple[int, int]:
+    def accepted_by(self, shard: int) -> tuple[int, int]:
         """Return what a shard accepted since this start of the run, and its games."""
         return self._accepted[shard], self._episodes[shard]
 
@@ -82,7 +82,7 @@ class ReplayTotals:
             self._dead.discard(shard)
             lost = max(0, known.inserts - counts.restored)
             self._lost += lost
-            # The shard itself knows of incarnations that were never heard of here.
+            # Whoever was away may have missed the death of an incarnation: the shard knows of it.
             told = counts.accepted - counts.inserts
             heard = told if known == NEVER_HEARD else self._beyond[shard] + lost
             self._beyond[shard] = max(told, heard)

@@ -36,7 +36,7 @@ class BestWeights:
     def offer(self, result: EvaluationResult, weights: Weights) -> None:
         """Save the weights that played, unless others scored better."""
         score = float(result.returns.mean())
-        if score < self._score:
+        if not score >= self._score:  # nor one that is no number
             return
         try:
             path = Path(self._place)

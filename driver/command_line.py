@@ -39,6 +39,7 @@ _KEPT_BY_RESUME = (
     ("env", "full_action_space"),
     ("env", "stack"),
     ("env", "action_repeat_frames"),
+    ("agent", "algorithm"),
     ("agent", "network"),
     ("agent", "hidden"),
     ("agent", "dueling"),

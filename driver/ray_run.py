@@ -182,7 +182,7 @@ class RayRun:
             shard = ReplayServer.options(**options).remote(
                 plan.config, plan.spec, index, incarnation, plan.max_bytes,
                 folder if plan.config.checkpoint.replay else None,
-                self._reporter.totals.of(index), source,
+                self._reporter.totals.accepted_by(index), source,
             )  # fmt: skip
             self._descriptions[name] = (shard, shard.describe.remote())
             return shard
@@ -191,11 +191,19 @@ class RayRun:
             self._learner_incarnation = incarnation
             self._first_step, self._has_learned = None, False
             learner = LearnerServer.options(**options).remote(
-                plan.config, plan.spec, servers, store, plan.folder.place("checkpoints"),
-                self._saves.newest, plan.agent_steps_before, plan.episodes_before, incarnation,
-                incarnation == plan.incarnations.get("learner/0", 0),
-                self._placement.neighbours, source,
-            )  # fmt: skip
+                plan.config,
+                plan.spec,
+                servers,
+                store,
+                checkpoints=plan.folder.place("checkpoints"),
+                resume_from=self._saves.newest,
+                agent_steps_before=plan.agent_steps_before,
+                episodes_before=plan.episodes_before,
+                incarnation=incarnation,
+                is_first=incarnation == plan.incarnations.get("learner/0", 0),
+                neighbours=self._placement.neighbours,
+                source=source,
+            )
             self._descriptions[name] = (learner, learner.describe_once_warm.remote())
             return learner
         if role == "evaluator":

@@ -33,6 +33,8 @@ _LOCK = ".lock"
 _BEFORE_A_RUN = frozenset({_LOCK, "log.txt", "result.json"})
 _FOLDERS = ("checkpoints", "videos", "plots")
 _MAKE_A_RUN = ("run.json", "config.yaml", "incarnations.json", *_FOLDERS)
+SCALARS = ("scalars.jsonl", "events.out.tfevents.*")
+"""What sinks write: the names of driver.view.json_lines and driver.view.events."""
 # `run.json` gets 2 kB with each start.
 _MOST_JSON_BYTES = 1 << 24
 _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
@@ -233,7 +235,7 @@ class RunFolder:
 
     def retract(self) -> None:
         """Make a folder in which nothing was saved yet no run again; its log and result stay."""
-        scalars = (self.path / "scalars.jsonl", *self.path.glob("events.out.tfevents.*"))
+        scalars = (path for pattern in SCALARS for path in self.path.glob(pattern))
         for path in (*map(self.path.joinpath, _MAKE_A_RUN), *scalars):
             with suppress(OSError):  # what stays is refused by name, once somebody starts here
                 path.rmdir() if path.is_dir() else remove(path)

@@ -215,13 +215,15 @@ def open_sinks(plan: Plan) -> list[Sink]:
     config, folder = plan.config, plan.folder.place()
     first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
     # Events last: what is refused here has begun no event file.
-    sinks: list[Sink] = []
-    if config.log.jsonl:
-        sinks.append(JsonLines(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames))
-    events = EventWriter(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
-    events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
-    sinks.append(events)
-    return sinks
+    with ExitStack() as opened:
+        sinks: list[Sink] = []
+        if config.log.jsonl:
+            lines = JsonLines(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
+            sinks.append(opened.enter_context(lines))
+        events = EventWriter(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
+        events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
+        opened.pop_all()  # from here on they are the reporter's
+        return [*sinks, events]
 
 
 def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:

@@ -103,7 +103,9 @@ class LearnerLoop:
         self._published: Weights | None = None
         self._unsent: _Unsent | None = None
         self._names: tuple[str, ...] = ()  # of the metrics
-        self._sums = torch.zeros((), device=learner.device)  # one for each of them, once there are
+        self._sums = torch.zeros(
+            (), device=learner.device
+        )  # one for each metric from the first step on
         self._steps_since_report = 0
         self._timer = PhaseTimer()
 
@@ -202,7 +204,7 @@ class LearnerLoop:
             self.flush_priorities()
             self._unsent = _Unsent(self._learner.learner_step, ids, *_copy_to_host(result.priority))
         self._names = tuple(result.metrics)
-        self._sums = self._sums + torch.stack(list(result.metrics.values()))
+        self._sums = self._sums + torch.stack(list(result.metrics.values())).float()
         self._steps_since_report += 1
         self._samples += len(ids)
         return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal, assert_never
 
 import numpy as np
 
@@ -64,7 +65,7 @@ def make_shard(
         storage=storage,
         capacity=capacity,
         alpha=config.replay.priority_exponent,
-        is_sequential=config.replay.order == "sequential",
+        is_sequential=_is_sequential(config.replay.order),
         rng=np.random.default_rng(derive_seed(config.seed, "replay", shard)),
     )
     return ReplayShard(
@@ -75,6 +76,16 @@ def make_shard(
         accepted_before=accepted_before,
         episodes_before=episodes_before,
     )
+
+
+def _is_sequential(order: Literal["random", "sequential"]) -> bool:
+    match order:
+        case "random":
+            return False
+        case "sequential":
+            return True
+        case _:
+            assert_never(order)
 
 
 def make_sampler(

@@ -30,7 +30,7 @@ from replay.waiting_line import WaitingLine
 class ReplayShard:
     """Answers actors, the learner and the driver; never waits.
 
-    A push that would get too far ahead of the learner is answered "not yet" (`accepted=False`);
+    A push that would get too far ahead of the learner is answered "not yet" (False);
     waiting is the client's affair, and whoever asked first goes first. What the other shards hold
     is known from the learner's last request. Not thread-safe: one Ray actor thread, or the serial
     scheduler, calls it.

@@ -35,7 +35,7 @@ CONFIG = LearnerConfig(
 class QuantileHead:
     """QUANTILES numbers for each action, whose mean is the action's value."""
 
-    def __init__(self, *, features: int, hidden: int, num_actions: int, dueling: bool) -> None:
+    def __init__(self, *, agent: AgentConfig, features: int, hidden: int, num_actions: int) -> None:
         self.hidden = nn.Linear(features, hidden)
         self.quantiles = nn.Linear(hidden, num_actions * QUANTILES)
         self.layers: dict[str, nn.Module] = {

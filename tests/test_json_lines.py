@@ -70,7 +70,9 @@ def test_reader_of_json_finds_the_values_of_tensorboard(tmp_path: Path) -> None:
             ),
             after_s=1.0,
             learner=learner_report(
-                learner_step=second, td_loss=0.1 * second, phases=phases(step=float(second))
+                learner_step=second,
+                metrics={"td_loss": 0.1 * second},
+                phases=phases(step=float(second)),
             ),
         )
     reporter.evaluated(evaluation(3.0, 7.0, agent_steps=250))
@@ -145,6 +147,19 @@ def test_half_line_that_a_killed_run_left_is_taken_back(tmp_path: Path, seed: in
     kept = whole[: whole[:cut].rfind(b"\n") + 1]
     assert file.path.read_bytes().startswith(kept)
     assert len(lines(tmp_path)) == kept.count(b"\n") + 1
+
+
+def test_file_that_is_edited_while_it_is_written_keeps_what_it_has(tmp_path: Path) -> None:
+    sink = opened(made(tmp_path))
+    for frames in (4, 8):
+        sink.scalars({"a": frames}, frames)
+    sink.flush()
+    text = sink.path.read_text()
+    sink.path.unlink()  # as editors and `sed -i` do
+    sink.path.write_text(text)
+    sink.scalars({"a": 12}, 12)
+    sink.close()
+    assert by_tag(tmp_path) == {"a": [(4, 4), (8, 8), (12, 12)]}
 
 
 def test_full_disk_delays_rows_and_is_said_once(small_disk: SmallDisk) -> None:

@@ -35,7 +35,7 @@ from common.config import Config
 from common.config_file import override
 from common.networks import build_network, load_flat_state
 from common.targets import n_step_target
-from learner import learner as learner_module
+from learner.algorithms import dqn
 from learner.checkpoint import CheckpointFolder, load
 from learner.learner import Learner
 from learner.payload import spec_from_dict, weights_from_payload
@@ -145,7 +145,7 @@ def as_it_should_be(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_bootstrap(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(learner_module, "n_step_target", lambda r_t, *_: r_t)
+    patch.setattr(dqn, "n_step_target", lambda r_t, *_: r_t)
 
 
 def target_network_is_never_copied(patch: pytest.MonkeyPatch) -> None:
@@ -164,7 +164,7 @@ def terminated_games_bootstrap(patch: pytest.MonkeyPatch) -> None:
 
 def gamma_applied_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
-        learner_module,
+        dqn,
         "n_step_target",
         lambda r_t, discount_t, *q: n_step_target(r_t, GAMMA * discount_t, *q),
     )

@@ -267,6 +267,38 @@ def test_initialise_resets_batch_normalisation_and_its_statistics() -> None:
     assert torch.equal(norm.running_var, torch.ones(3))
 
 
+class Support(nn.Module):
+    """Holds a buffer, as the support of a distribution is usually written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("support", torch.linspace(-1.0, 1.0, 3))
+
+
+class Drawn(Support):
+    """Says how it is drawn."""
+
+    def draw(self, generator: torch.Generator) -> None:
+        self.support = torch.rand(3, generator=generator)
+
+
+class Noisy(nn.Linear):
+    """Holds more than a linear layer does."""
+
+
+@pytest.mark.parametrize("layer", [Support(), Noisy(2, 2)])
+def test_initialise_refuses_a_layer_that_may_hold_what_nobody_draws(layer: nn.Module) -> None:
+    with pytest.raises(TypeError, match=f"Expect `0` to be .* actually: {type(layer).__name__}"):
+        initialise(nn.Sequential(layer), seeded(0))
+
+
+def test_a_layer_of_a_kind_of_its_own_is_drawn_as_it_says() -> None:
+    network = nn.Sequential(Drawn())
+    initialise(network, seeded(5))
+    (support,) = network.buffers()
+    assert torch.equal(support, torch.rand(3, generator=seeded(5)))
+
+
 def test_initialise_refuses_layers_that_it_does_not_know() -> None:
     with pytest.raises(TypeError, match="Expect `0` to be .* actually: PReLU"):
         initialise(nn.Sequential(nn.PReLU()), seeded(0))

@@ -1,6 +1,6 @@
 """A run folder of an older version: it is scored, drawn and gone on with as it was then.
 
-tests/old_run.tar.gz was made at commit a6b4a33, before driver and view had rooms of their own, by
+tests/old_run.tar.gz was made at commit 3d950de, before driver and view had rooms of their own, by
 `python launch.py --preset cartpole --serial --total-frames 400 --agent.hidden 8 --replay.min-size
 100 --replay.capacity 200 --learner.batch-size 8 --replay.samples-per-insert 1 --evaluator.episodes
 2 --checkpoint.keep 1 --env.max-game-frames 200 --seed 5 --run-dir old_run`. The figures below are

@@ -81,7 +81,7 @@ def test_what_a_shard_says_that_is_known_to_be_dead_is_late() -> None:
     totals = heard(said(0, 100, 100, 4))
     totals.died(0)
     assert not totals.update(0, said(0, 110, 110, 5))
-    assert totals.of(0) == (100, 4), "what its follower is told"
+    assert totals.accepted_by(0) == (100, 4), "what its follower is told"
     assert totals.update(0, said(1, 65, 105, 5, 60))
     assert totals.update(0, said(1, 70, 110, 5, 60)), "this one lives"
     assert sums(totals) == (70, 110, 5, 40)
@@ -191,7 +191,7 @@ def test_random_histories_add_up(
             tell(index)
             known = set(shard.stream)
             driver.died(index)
-            shard.die(before=driver.of(index))
+            shard.die(before=driver.accepted_by(index))
             lost += len(known - set(shard.stream))
             tell(index)
         else:
@@ -219,7 +219,7 @@ def test_incarnations_that_never_spoke_break_no_sum(seed: int) -> None:
             shard.save()
         if rng.random() < 0.2:
             totals.died(0)
-            shard.die(before=totals.of(0))
+            shard.die(before=totals.accepted_by(0))
         if rng.random() < 0.2:
             totals.update(0, shard.word())
             assert totals.inserts == len(shard.stream)

@@ -250,6 +250,6 @@ def test_the_schedule_of_epsilon_reaches_an_actor_of_ray() -> None:
     actor.run()  # its environments are made as it begins
     buffer = flatten_state(build_network(config.agent, spec))
     actor._poller.poll = lambda: Weights(WeightsVersion(0, 1), buffer, agent_steps=30_000)
-    assert actor._loop.policy.epsilons.tolist() == [1.0]
+    assert actor._loop.epsilon == 1.0
     assert actor._take_weights()
-    assert actor._loop.policy.epsilons == pytest.approx(0.05 + 0.95 / math.e)
+    assert actor._loop.epsilon == pytest.approx(0.05 + 0.95 / math.e)

@@ -27,7 +27,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from common.files import UnreadableFile, open_new_fd, open_regular
 from driver.view.record_file import RecordFile
 
-_FILE_PREFIX = "events.out.tfevents."
+_FILE_PREFIX = "events.out.tfevents."  # also in driver.run_folder.SCALARS
 # Seconds since the epoch, until the year 5138; anything longer was not given by a clock.
 _MOST_STAMP_DIGITS = 11
 # Ten years of rows.

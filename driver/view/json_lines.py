@@ -13,7 +13,7 @@ from typing import Any
 from common.files import open_in_place
 from driver.view.record_file import RecordFile
 
-_NAME = "scalars.jsonl"
+_NAME = "scalars.jsonl"  # also in driver.run_folder.SCALARS
 # Longer than any line of ours.
 _MOST_LINE_BYTES = 2**20
 
@@ -48,7 +48,7 @@ class JsonLines(RecordFile):
         Raises:
           OSError: it cannot be opened or written; it is a link, or no regular file.
         """
-        self._first_frames = first_frames
+        self._newest_frames = first_frames
         super().__init__(folder=folder, flush_s=flush_s)
 
     def scalars(self, values: Mapping[str, float], frames: int) -> None:
@@ -59,6 +59,7 @@ class JsonLines(RecordFile):
             if not math.isnan(value)
         }
         if row:
+            self._newest_frames = max(self._newest_frames, frames)
             self.append(_line(frames, row))
 
     def _open_file(self, folder: Path) -> tuple[str, int]:
@@ -76,8 +77,8 @@ class JsonLines(RecordFile):
         return _NAME, fd
 
     def _head(self) -> bytes:
-        """Return the line that says where the run goes on."""
-        return _line(self._first_frames, {"start": True})
+        """Return the line that says where the run goes on, also in a file that was cut since."""
+        return _line(self._newest_frames, {"start": True})
 
 
 def _line(frames: int, row: Mapping[str, Any]) -> bytes:

@@ -246,8 +246,8 @@ class Reporter:
 
     def _book_shard(self, index: int, shard: ReplayReport) -> None:
         since_frames = self.progress.frames
-        self._shards[index] = shard
-        self._totals.update(index, shard.counts)
+        if self._totals.update(index, shard.counts):
+            self._shards[index] = shard
         self._write_games(shard.episodes, since_frames)
         self._returns.extend(game.episode_return for game in shard.episodes)
         self._phases["actor"].append(shard.actor_phases)

@@ -10,7 +10,7 @@ from common.config import AgentConfig, AlgorithmName, LearnerConfig
 from learner.algorithms.algorithm import Algorithm
 
 ALGORITHMS: dict[str, Callable[[AgentConfig, LearnerConfig], Algorithm]] = {
-    # Each is `make` of the file of its name: there is no list to forget it in.
+    # `make` of the file that is called like it.
     name: importlib.import_module(f"learner.algorithms.{name}").make
     for name in get_args(AlgorithmName)
 }
