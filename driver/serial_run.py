@@ -151,7 +151,7 @@ class SerialRun:
         if moved := self._plan.folder.move_noticed():
             self._note(moved)
         reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}
-        # What it saves, it saves while the others wait; and no priority is ever dropped here.
+        # No save runs beside the work here, and no priority is dropped.
         learner = self._cores.learner.report(dropped_priority_updates=0, save=NEVER_SAVED)
         self._reporter.update(reports, learner, {})
 

@@ -25,7 +25,7 @@ from replay.sampler import ReplaySampler
 
 
 def resolve_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Return the device that is meant here."""
+    """Return the device that `learner.device` means on this machine."""
     match name:
         case "auto":
             return resolve_device("cuda" if torch.cuda.is_available() else "cpu")

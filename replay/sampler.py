@@ -317,7 +317,7 @@ class ReplaySampler:
         return self._lost_until_s[shard] > -math.inf
 
     def _drawable(self) -> list[ShardCounts]:
-        """Return the newest counts of each shard, of one that is lost those of nothing."""
+        """Return the newest counts of each shard; a lost one has none to draw from."""
         return [
             NEVER_HEARD if self._is_lost(shard) else self._totals.newest(shard)
             for shard in range(len(self._shards))

@@ -127,7 +127,7 @@ class Reporter:
             Rate(window_s=_RATE_WINDOW_S, clock=clock) for _ in range(3)
         )
         self._ended = Rate(window_s=_GAMES_WINDOW_S, clock=clock)
-        self._games_per_s = 0.0  # as of the newest that ended
+        self._games_per_s = 0.0  # when the newest game ended
         self._learner_step = before.learner_steps
         self._totals = ReplayTotals(config.replay.shards)
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
