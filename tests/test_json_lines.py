@@ -73,8 +73,6 @@ def test_reader_of_json_finds_the_values_of_tensorboard(tmp_path: Path) -> None:
                 learner_step=second,
                 metrics={"td_loss": 0.1 * second},
                 phases=phases(step=float(second)),
-                metrics={"td_loss": 0.1 * second},
-                phases=phases(step=float(second)),
             ),
         )
     reporter.evaluated(evaluation(3.0, 7.0, agent_steps=250))
