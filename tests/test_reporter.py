@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -355,6 +356,17 @@ def test_evaluation_of_a_game_without_published_scores_has_no_normalised_one(
     stage.reporter.evaluated(evaluation(9.0, 200.0, agent_steps=30))
     assert stage.pairs("eval/episode_return") == [(30, 104.5)]
     assert "eval/human_normalized_score" not in stage.scalars()
+    assert numbers(stage) == ["50", "104.5", "2", "9", "200", "0.001", "12"]
+
+
+def test_evaluation_note_names_the_human_normalised_score(stage: Stage) -> None:
+    stage.reporter.evaluated(evaluation(14.6, -3.05))
+    assert numbers(stage) == ["50", "5.8", "2", "-3", "15", "0.75", "0.001", "12"]
+
+
+def numbers(stage: Stage) -> list[str]:
+    """Return those of an evaluation: step, mean, games, least, most, human, epsilon, seconds."""
+    return re.findall(r"-?\d+(?:\.\d+)?", stage.output.getvalue())
 
 
 def test_seconds_of_saves_are_those_of_the_slowest_shard_that_has_saved(stage: Stage) -> None:

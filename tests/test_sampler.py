@@ -329,22 +329,26 @@ def changing_shards(
 
 
 def drop_what_was_asked_for_before(sampler: ReplaySampler) -> None:
-    """The batch under way was drawn before a change, and the next is split by the masses before."""
-    for _ in range(3):
+    """What is under way was drawn before a change, and the next is split by the masses before.
+
+    Either may be two batches that were asked for at once.
+    """
+    for _ in range(6):
         fetch(sampler)
 
 
 @pytest.mark.parametrize("shards", [1, 3])
 @pytest.mark.parametrize("alpha", [0.0, 0.6, 1.0])
+@pytest.mark.parametrize("rows_per_request", [1, 128])
 def test_frequencies_are_the_closed_form_while_rows_and_priorities_change(
-    shards: int, alpha: float
+    shards: int, alpha: float, rows_per_request: int
 ) -> None:
     """Chi-square over all rows that ever lived, five standard deviations above its mean at most.
 
     Strata and fixed splits only lower it: rows are drawn more evenly than independent ones.
     """
     cores, masses, change = changing_shards(shards, alpha, seed=8)
-    sampler = make_sampler(handles(cores), batch_size=48)
+    sampler = make_sampler(handles(cores), batch_size=48, rows_per_request=rows_per_request)
     expected: defaultdict[int, float] = defaultdict(float)
     by_shard_alone: defaultdict[int, float] = defaultdict(float)  # the trap: p within its shard
     drawn: Counter[int] = Counter()

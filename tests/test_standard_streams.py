@@ -66,25 +66,47 @@ def finished(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(shutil.copytree(trained, tmp_path_factory.mktemp("finished") / "run"))
 
 
-@pytest.mark.parametrize(
-    ("command", "code", "how"),
-    [
-        *(("--help", 0, how) for how in (CLOSED, GONE, FULL)),
-        ("eval RUN --episodes 1", 0, FULL),
-        ("plot RUN", 0, GONE),
-        ("--x 1", 2, CLOSED),
-    ],
-)
+# Each command in a fork of its own, so that the modules, some seconds, are imported once.
+COMMANDS = """
+import os, runpy, shlex, sys
+root, how, *commands = sys.argv[1:]
+sys.path.insert(0, root)
+import driver.plot_command, launch
+for command in commands:
+    if child := os.fork():
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        os.write(2, b"[%d]" % code)
+        continue
+    if how == "closed":
+        os.close(1)  # not before the modules: what one of them opens would be taken for it
+    sys.argv = ["launch.py", *shlex.split(command)]
+    runpy.run_path(root + "/launch.py", run_name="__main__")
+"""
+
+
+def run_each(
+    folder: Path, how: str, *commands: str, **environment: str
+) -> tuple[str, list[tuple[str, str]]]:
+    """Return what the commands print, and each one's standard error and exit code."""
+    script = folder / "commands.py"
+    script.write_text(COMMANDS)
+    stdout = how if how in (GONE, FULL) else ""
+    done = run((str(ROOT), how, *commands), stdout, script=str(script), **environment)
+    assert done.returncode == 0, done
+    said = re.split(r"\[(\d+)\]", done.stderr)
+    return done.stdout or "", list(zip(said[:-1:2], said[1::2], strict=True))
+
+
+@pytest.mark.parametrize("how", [CLOSED, GONE, FULL])
 def test_command_whose_output_is_lost_says_one_line_or_nothing(
-    finished: Path, command: str, code: int, how: str
+    tmp_path: Path, finished: Path, how: str
 ) -> None:
-    arguments = tuple(command.replace("RUN", str(finished)).split())
-    done = run(arguments, how)
-    assert done.returncode == code, done
-    if code == 0:
-        full = "launch.py: standard output: cannot be written: No space left on device\n"
-        assert done.stderr == (full if how == FULL else "")
-    assert "Traceback" not in done.stderr
+    done = ("--help", f"eval {finished} --episodes 1", f"plot {finished}")
+    _, (*said, (refusal, code)) = run_each(tmp_path, how, *done, "--x 1")
+    full = "launch.py: standard output: cannot be written: No space left on device\n"
+    assert said == [(full if how == FULL else "", "0")] * len(done)
+    assert code == "2"
+    assert "Traceback" not in refusal
 
 
 @pytest.mark.parametrize("how", [CLOSED, GONE, FULL])
@@ -135,15 +157,22 @@ def test_pipe_that_does_not_wait_for_its_reader_loses_nothing(tmp_path: Path) ->
         assert process.wait() == 0
 
 
-def test_name_that_the_encoding_does_not_know_is_escaped(tmp_path: Path, finished: Path) -> None:
-    name = "läuf-\u8dd1"
-    (tmp_path / name).symlink_to(finished)
-    ascii_only = {"PYTHONIOENCODING": "ascii"}
-    done = launch("plot", name, environment=ascii_only, cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    refused = launch("plot", f"{name}-", environment=ascii_only, cwd=tmp_path)
-    assert refused.returncode == 2
-    assert len(refused.stderr.splitlines()) == 1
+@pytest.mark.parametrize(
+    ("encoding", "said"), [("ascii", "l\\xe4uf-\\u8dd1"), ("utf-8", "läuf-\u8dd1")]
+)
+def test_name_that_the_encoding_does_not_know_is_escaped(
+    tmp_path: Path, finished: Path, encoding: str, said: str
+) -> None:
+    path = tmp_path / "läuf-\u8dd1"
+    path.symlink_to(finished)
+    shown, (drawn, (refusal, code)) = run_each(
+        tmp_path, "", f"plot {path}", f"plot {path}-", PYTHONIOENCODING=encoding
+    )
+    assert drawn == ("", "0")
+    assert code == "2"
+    assert said in shown
+    assert said in refusal
+    assert len(refusal.splitlines()) == 1
 
 
 def test_folder_whose_name_is_no_text_can_be_trained_in_and_drawn(tmp_path: Path) -> None:
@@ -156,7 +185,7 @@ def test_folder_whose_name_is_no_text_can_be_trained_in_and_drawn(tmp_path: Path
 
 @pytest.mark.parametrize(
     "environment",
-    [{"COLUMNS": "0", "TERM": "dumb"}, {"COLUMNS": "1", "NO_COLOR": "1"}, {"COLUMNS": "x"}],
+    [{"COLUMNS": "0"}, {"COLUMNS": "1"}, {"COLUMNS": "x", "NO_COLOR": "1", "TERM": "dumb"}],
 )
 def test_terminal_of_any_size_and_kind_shows_the_help(environment: dict[str, str]) -> None:
     shown = on_terminal(("eval", "--help"), {"TERM": "xterm", **environment})
