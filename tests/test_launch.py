@@ -13,6 +13,7 @@ import torch
 import yaml
 from design_tags import DESIGN_TAGS
 from launching import (
+    HAS_COMPILER,
     ROOT,
     STOP_S,
     Launched,
@@ -84,8 +85,33 @@ def test_the_command_of_the_readme_ends_0_writes_everything_and_can_be_scored_an
     )
     assert yaml.safe_load((run / "config.yaml").read_text())["actor"]["count"] == 2
     assert (run / "run.json").exists()
-    assert "every actor has pushed" in (run / "log.txt").read_text()
+    assert "every actor has pushed" in launched_log(run)
+    expect_scored_and_plotted(run, capsys)
 
+
+@pytest.mark.ray
+@pytest.mark.skipif(not HAS_COMPILER, reason="needs a C++ compiler")
+def test_a_run_whose_steps_are_compiled_writes_everything_and_can_be_scored_and_plotted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, cache = tmp_path / "run", tmp_path / "cache"
+    flags = ("--actors", "2", "--total-frames", "12000", "--learner.compile", "auto")
+    shell = {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
+    done = launch(*QUICK, *flags, "--run-dir", str(run), environment=shell)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "not compiled" not in launched_log(run)
+    assert list(cache.rglob("*.cpp")), "nothing was compiled"
+    result = result_of(run)
+    assert result["end_reason"] == "done"
+    assert result["learner_steps"] > 0
+    assert result["last_train_return"] > 0
+    assert result["last_eval_score"] > 0
+    expect_tags(run, DESIGN_TAGS | {"time/actor_push_share"})
+    expect_scored_and_plotted(run, capsys)
+
+
+def expect_scored_and_plotted(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Score and draw a run, as the commands do."""
     assert main(["eval", str(run), "--episodes", "1"]) == 0
     assert "1 game" in capsys.readouterr().out
     assert main(["plot", str(run)]) == 0

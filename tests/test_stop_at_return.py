@@ -115,13 +115,13 @@ def test_run_whose_goal_is_out_of_reach_is_done_with_its_frames(tmp_path: Path) 
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("of", "goal", "games"), [("train", 9, 100), ("eval", 5, 10)])
+@pytest.mark.parametrize(("of", "goal", "games"), [("train", 25, 100), ("eval", 5, 10)])
 def test_run_through_ray_ends_in_order_and_names_what_reached_the_goal(
     tmp_path: Path, of: str, goal: int, games: int
 ) -> None:
     run = tmp_path / "run"
     flags = ("--stop-at-return", str(goal), "--stop-at-return-of", of)
-    # Untrained, a game lasts some 10 steps: it is soon reached.
+    # Untrained, a game lasts some 10 steps: the goal of 25 takes learning.
     small = ("--actors", "1", "--evaluator.every-minutes", "0.2", "--run-dir", str(run))
     done = launch(*QUICK, *flags, *small)
     assert done.returncode == 0, done.stdout + done.stderr
