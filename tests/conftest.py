@@ -39,6 +39,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         item.add_marker(pytest.mark.xdist_group("ray" if starts_ray else item.path.stem))
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse to run without these groups: pytest-xdist writes them behind the names of tests."""
+    if hasattr(session.config, "workerinput"):
+        lost = [item.nodeid for item in session.items if "@" not in item.nodeid]
+        if lost:
+            raise pytest.UsageError(f"pytest-xdist made no groups: {lost[0]} is in none")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_thread_of_torch() -> None:
     """Two threads that share a core with somebody else wait for each other most of the time."""
