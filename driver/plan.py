@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from driver.refusals import lines_of, refuse, words_of
 from driver.resume import AT_THE_BEGINNING, find_start
 from driver.run_folder import Result, RunFolder
 from driver.view.past import NO_PAST, read_past
+from driver.view.reporter import Before
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,7 @@ class Plan:
       max_bytes: most bytes of replay over all shards.
       resume_from: path of the checkpoint to go on from, "" for a new run.
       notes: lines for the user on what it goes on from.
-      agent_steps_before: agent steps accepted before this start of the run.
-      episodes_before: training games that ended before it.
-      learner_steps_before: gradient updates done before it.
-      samples_before: transitions trained on before it.
-      returns_before: raw returns of the last training games before it (see driver.goal).
+      before: what was done before this start of the run.
       seconds_before: how long the run ran before it.
       result_before: what `result.json` said of the start before, {} for a new run.
       incarnations: of each process, by "role/index", the number that is next to give.
@@ -57,11 +54,7 @@ class Plan:
     max_bytes: int
     resume_from: str
     notes: list[str]
-    agent_steps_before: int
-    episodes_before: int
-    learner_steps_before: int
-    samples_before: int
-    returns_before: Sequence[float]
+    before: Before
     seconds_before: float
     result_before: Mapping[str, Any]
     incarnations: Mapping[str, int]
@@ -70,13 +63,13 @@ class Plan:
     def agent_steps_left(self) -> int:
         """Agent steps until `total_frames`."""
         total = math.ceil(self.config.total_frames / self.spec.action_repeat_frames)
-        return total - self.agent_steps_before
+        return total - self.before.agent_steps
 
     @property
     def episodes_left(self) -> float:
         """Training games until `total_episodes`; infinite without that limit."""
         total = self.config.total_episodes
-        return math.inf if total is None else total - self.episodes_before
+        return math.inf if total is None else total - self.before.episodes
 
 
 def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
@@ -155,11 +148,13 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         max_bytes=config.replay.max_bytes or memory_bytes // 2,
         resume_from=start.checkpoint,
         notes=start.notes,
-        agent_steps_before=counters["agent_steps"],
-        episodes_before=counters["episodes"],
-        learner_steps_before=counters["learner_step"],
-        samples_before=counters["samples"],
-        returns_before=past.returns,
+        before=Before(
+            agent_steps=counters["agent_steps"],
+            episodes=counters["episodes"],
+            learner_steps=counters["learner_step"],
+            samples=counters["samples"],
+            returns=past.returns,
+        ),
         # Events know of starts that were killed, and may be lost themselves.
         seconds_before=max(past.seconds, result.get("seconds", 0.0)),
         result_before=result,

@@ -109,7 +109,7 @@ class RayRun:
         self._goal = ReturnGoal(
             at_least=plan.config.stop_at_return,
             of=plan.config.stop_at_return_of,
-            before=plan.returns_before,
+            before=plan.before.returns,
         )
         self._silent = set(range(plan.config.actor.count))  # actors that never pushed
         self._started_s = time.monotonic()
@@ -197,8 +197,8 @@ class RayRun:
                 store,
                 checkpoints=plan.folder.place("checkpoints"),
                 resume_from=self._saves.newest,
-                agent_steps_before=plan.agent_steps_before,
-                episodes_before=plan.episodes_before,
+                agent_steps_before=plan.before.agent_steps,
+                episodes_before=plan.before.episodes,
                 incarnation=incarnation,
                 is_first=incarnation == plan.incarnations.get("learner/0", 0),
                 neighbours=self._placement.neighbours,
@@ -251,8 +251,8 @@ class RayRun:
                 self._asked[name] = (handle, handle.report.remote())
         self._book(self._answers(_REPORTS_S))
         progress = self._reporter.progress
-        played = progress.agent_steps - self._plan.agent_steps_before
-        ended = progress.episodes - self._plan.episodes_before
+        played = progress.agent_steps - self._plan.before.agent_steps
+        ended = progress.episodes - self._plan.before.episodes
         is_done = played >= self._plan.agent_steps_left or ended >= self._plan.episodes_left
         return self._goal.reached or ("done" if is_done else "")
 

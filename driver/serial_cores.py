@@ -27,7 +27,6 @@ from learner.payload import checkpoint_payload, expect_resumable
 from learner.prefetch import SynchronousFetcher
 from replay.assembly import make_sampler
 from replay.priority_updater import PriorityUpdater
-from replay.shard import ReplayShard
 from replay.writer import ReplayWriter
 
 # Shards in this very process always answer, also where it stood still for a while.
@@ -43,7 +42,7 @@ class Cores(NamedTuple):
     Fields:
       players: the actors.
       writers: one for each.
-      shards: of replay.
+      replay: its shards, and what they took in.
       learner: its loop; it publishes to the players.
       save: writes everything that a resumed run needs; returns why it could not, "" if it could.
       evaluate: plays with the weights published last; None when told to stop.
@@ -51,7 +50,7 @@ class Cores(NamedTuple):
 
     players: Sequence[ActorLoop]
     writers: Sequence[ReplayWriter]
-    shards: Sequence[ReplayShard]
+    replay: SerialReplay
     learner: LearnerLoop
     save: Callable[[], str]
     evaluate: Callable[[], EvaluationResult | None]
@@ -104,11 +103,11 @@ def make_serial_cores(plan: Plan, note: Callable[[str], None], interrupts: Inter
         send_priorities=PriorityUpdater(shards=replay.handles, window=1, rows_per_call=1).update,
         send_weights=send_weights,
         counts=replay,
-        agent_steps_before=plan.agent_steps_before,
-        episodes_before=plan.episodes_before,
+        agent_steps_before=plan.before.agent_steps,
+        episodes_before=plan.before.episodes,
         incarnation=incarnation,
         # A second of `LearnerLoop` is a learner step or an agent step here.
-        clock=lambda: float(learner.learner_step + plan.agent_steps_before + replay.accepted),
+        clock=lambda: float(learner.learner_step + plan.before.agent_steps + replay.accepted),
     )
     folder = CheckpointFolder(plan.folder.place("checkpoints"), config.checkpoint.keep)
     best = BestWeights(plan, note)
@@ -133,4 +132,4 @@ def make_serial_cores(plan: Plan, note: Callable[[str], None], interrupts: Inter
             best.offer(result, published[0])
         return result
 
-    return Cores(actors, replay.make_writers(), replay.shards, loop, save_all, evaluate_published)
+    return Cores(actors, replay.make_writers(), replay, loop, save_all, evaluate_published)

@@ -54,7 +54,7 @@ class SerialRun:
         self._goal = ReturnGoal(
             at_least=config.stop_at_return,
             of=config.stop_at_return_of,
-            before=plan.returns_before,
+            before=plan.before.returns,
         )
         # With a ratio the limiter ends the learner's turn; without one, a turn is one step.
         self._most_steps = 1 if config.samples_per_insert is None else sys.maxsize
@@ -75,7 +75,7 @@ class SerialRun:
             return self._run()
         except EnvironmentFailed:
             self._report()
-            has_learned = self._reporter.progress.learner_steps > self._plan.learner_steps_before
+            has_learned = self._reporter.progress.learner_steps > self._plan.before.learner_steps
             if has_learned and (trouble := self._cores.save()):
                 self._note(trouble)
             raise
@@ -129,19 +129,13 @@ class SerialRun:
             self._report_if_due()  # a turn of large batches takes minutes
         learner.publish_if_due()  # once a turn: nobody acted in between
 
-    def _agent_steps(self) -> int:
-        return sum(shard.accepted for shard in self._cores.shards)
-
     def _minutes(self) -> float:
         """Return the time since the start, as steps tell it."""
-        return (self._agent_steps() + self._learner_steps) / STEPS_PER_MINUTE
+        return (self._cores.replay.accepted + self._learner_steps) / STEPS_PER_MINUTE
 
     def _is_done(self) -> bool:
-        shards = self._cores.shards
-        return (
-            self._agent_steps() >= self._plan.agent_steps_left
-            or sum(shard.ended_episodes for shard in shards) >= self._plan.episodes_left
-        )
+        replay, plan = self._cores.replay, self._plan
+        return replay.accepted >= plan.agent_steps_left or replay.episodes >= plan.episodes_left
 
     def _report_if_due(self) -> None:
         if self._report_due():
@@ -150,7 +144,7 @@ class SerialRun:
     def _report(self) -> None:
         if moved := self._plan.folder.move_noticed():
             self._note(moved)
-        reports = {k: shard.report() for k, shard in enumerate(self._cores.shards)}
+        reports = {k: shard.report() for k, shard in enumerate(self._cores.replay.shards)}
         # No save runs beside the work here, and no priority is dropped.
         learner = self._cores.learner.report(dropped_priority_updates=0, save=NEVER_SAVED)
         self._reporter.update(reports, learner, {})

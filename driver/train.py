@@ -30,7 +30,7 @@ from driver.view.console import Console
 from driver.view.events import EventWriter
 from driver.view.hparams import hparams_summary
 from driver.view.json_lines import JsonLines
-from driver.view.reporter import Before, Reporter
+from driver.view.reporter import Reporter
 from driver.view.settings_table import settings_table
 from driver.view.sinks import Sink, Sinks
 from learner.assembly import resolve_device
@@ -85,7 +85,7 @@ def train(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
     except EnvironmentFailed as failure:
-        has_learned = reporter and reporter.progress.learner_steps > plan.learner_steps_before
+        has_learned = reporter and reporter.progress.learner_steps > plan.before.learner_steps
         reason, code = str(failure), 1 if has_learned else 2
         print(f"launch.py: {words_of(failure, plan.folder)}", file=sys.stderr)
     except (RunEnded, ConnectionError, FloatingPointError, ray.exceptions.RayError) as error:
@@ -134,11 +134,11 @@ def typed_command() -> list[str]:
 def first_result(plan: Plan) -> dict[str, Any]:
     """Return what `result.json` says from the first second on."""
     return {
-        "frames": plan.agent_steps_before * plan.spec.action_repeat_frames,
-        "agent_steps": plan.agent_steps_before,
-        "episodes": plan.episodes_before,
+        "frames": plan.before.agent_steps * plan.spec.action_repeat_frames,
+        "agent_steps": plan.before.agent_steps,
+        "episodes": plan.before.episodes,
         "seconds": round(plan.seconds_before, 1),
-        "learner_steps": plan.learner_steps_before,
+        "learner_steps": plan.before.learner_steps,
         "last_train_return": plan.result_before.get("last_train_return"),
         "last_eval_score": plan.result_before.get("last_eval_score"),
         "end_reason": "running",
@@ -197,13 +197,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
     return Reporter(
         config=config,
         spec=plan.spec,
-        before=Before(
-            agent_steps=plan.agent_steps_before,
-            episodes=plan.episodes_before,
-            learner_steps=plan.learner_steps_before,
-            samples=plan.samples_before,
-            returns=plan.returns_before,
-        ),
+        before=plan.before,
         console=console,
         sinks=Sinks(open_sinks(plan), console.note),
         clock=time.monotonic,
@@ -213,7 +207,7 @@ def make_reporter(plan: Plan, console: Console) -> Reporter:
 def open_sinks(plan: Plan) -> list[Sink]:
     """Open everything that the run's scalars go to; OSError where that cannot be."""
     config, folder = plan.config, plan.folder.place()
-    first_frames = plan.agent_steps_before * plan.spec.action_repeat_frames
+    first_frames = plan.before.agent_steps * plan.spec.action_repeat_frames
     # Events last: what is refused here has begun no event file.
     with ExitStack() as opened:
         sinks: list[Sink] = []
@@ -221,9 +215,10 @@ def open_sinks(plan: Plan) -> list[Sink]:
             lines = JsonLines(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
             sinks.append(opened.enter_context(lines))
         events = EventWriter(folder=folder, flush_s=_FLUSH_S, first_frames=first_frames)
+        sinks.append(opened.enter_context(events))
         events.summary(hparams_summary(config, plan.folder.path.resolve().name), first_frames)
         opened.pop_all()  # from here on they are the reporter's
-        return [*sinks, events]
+        return sinks
 
 
 def introduce(plan: Plan, command: TrainCommand, console: Console) -> None:

@@ -12,12 +12,7 @@ from common.config import Config
 from common.machine import available_cores
 from common.networks import QNetwork
 from common.seeding import derive_seed
-from common.types import (
-    EnvironmentSpec,
-    PriorityUpdate,
-    Weights,
-    WeightsVersion,
-)
+from common.types import EnvironmentSpec, PriorityUpdate, Weights, WeightsVersion
 from learner.learner import Learner
 from learner.learner_loop import Fetcher, LearnerLoop
 from learner.trained import load_trained

@@ -103,9 +103,8 @@ class LearnerLoop:
         self._published: Weights | None = None
         self._unsent: _Unsent | None = None
         self._names: tuple[str, ...] = ()  # of the metrics
-        self._sums = torch.zeros(
-            (), device=learner.device
-        )  # one for each metric from the first step on
+        # One for each metric from the first step on.
+        self._sums = torch.zeros((), device=learner.device)
         self._steps_since_report = 0
         self._timer = PhaseTimer()
 

@@ -12,12 +12,7 @@ from common.config import Config
 from common.config_file import to_dict
 from common.schema import INCARNATION, Bounds, Count, Misfit, counted, fit, one_line, shown
 from common.seeding import expect_generator_state
-from common.types import (
-    EnvironmentSpec,
-    ObservationSpec,
-    Weights,
-    WeightsVersion,
-)
+from common.types import EnvironmentSpec, ObservationSpec, Weights, WeightsVersion
 from learner.checkpoint import CheckpointError, load
 from learner.learner import Learner
 from learner.learner_loop import LearnerLoop, expect_finite

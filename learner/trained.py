@@ -9,10 +9,7 @@ from common.config import Config
 from common.config_file import ConfigError, override
 from common.networks import QNetwork, build_network, expect_flat_state, load_flat_state
 from common.schema import one_line
-from common.types import (
-    EnvironmentSpec,
-    Weights,
-)
+from common.types import EnvironmentSpec, Weights
 from learner.checkpoint import CheckpointError
 from learner.payload import load_playable, spec_from_dict, weights_from_payload
 

@@ -31,6 +31,7 @@ from common.types import (
 )
 from driver.plan import Plan
 from driver.run_folder import RunFolder
+from driver.view.reporter import Before
 from replay.handles import ShardLost
 from replay.prioritized import PrioritizedReplay
 from replay.rate_limiter import RateLimiter
@@ -474,6 +475,9 @@ def begin_run(folder: RunFolder, config: Config, game: str, command: list[str]) 
     folder.begin(config, game, command)
 
 
+NOTHING_BEFORE = Before(agent_steps=0, episodes=0, learner_steps=0, samples=0, returns=())
+
+
 def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
     """Return the plan of a run that begins."""
     return Plan(
@@ -483,11 +487,7 @@ def new_plan(config: Config, spec: EnvironmentSpec, folder: Path) -> Plan:
         max_bytes=1 << 30,
         resume_from="",
         notes=[],
-        agent_steps_before=0,
-        episodes_before=0,
-        learner_steps_before=0,
-        samples_before=0,
-        returns_before=(),
+        before=NOTHING_BEFORE,
         seconds_before=0.0,
         result_before={},
         incarnations={},

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fakes import made
+from fakes import NOTHING_BEFORE, made
 
 from common.config import Config, ReplayConfig
 from common.reports import NEVER_SAVED, EvaluationResult, LearnerReport, ReplayReport, ShardHistory
@@ -36,7 +36,6 @@ PONG = EnvironmentSpec(
 )
 NUM_SHARDS = 3
 RESTARTS = {"actor": 3, "replay": 0, "learner": 1}
-NOTHING_BEFORE = Before(agent_steps=0, episodes=0, learner_steps=0, samples=0, returns=())
 
 
 def game(episode_return: float, position: float = 0.0, agent_steps: int = 100) -> EpisodeRecord:

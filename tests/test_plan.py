@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import new_plan
+from fakes import NOTHING_BEFORE, new_plan
 
 from common.config import AgentConfig, Config
 from common.networks import build_network
@@ -88,8 +88,7 @@ def test_message_names_the_networks_that_do_fit(
 def test_run_ends_after_its_frames_or_its_games_less_those_played_before(tmp_path: Path) -> None:
     plan = dataclasses.replace(
         new_plan(Config(total_frames=1_001, total_episodes=30), spec_of(ATARI), tmp_path),
-        agent_steps_before=100,
-        episodes_before=12,
+        before=NOTHING_BEFORE._replace(agent_steps=100, episodes=12),
     )
     assert plan.agent_steps_left == 251 - 100  # 1,001 frames are 251 agent steps of 4
     assert plan.episodes_left == 30 - 12

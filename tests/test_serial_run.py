@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fakes import NO_PHASES, FakeClock, make_segment, new_plan
+from fakes import NO_PHASES, NOTHING_BEFORE, FakeClock, make_segment, new_plan
 from reporting import evaluation
 
 from common.config import Config
@@ -36,7 +36,7 @@ class Stage:
         self.diary: list[str] = []
         self.interrupts = Interrupts()
         self.returns: list[float] = []  # of the evaluations to come
-        self.before: dict[str, Any] = {}  # fields of the plan
+        self.before = NOTHING_BEFORE
         self.every = every
         self.ratio = ratio
         self.pushes = 0
@@ -52,7 +52,7 @@ class Stage:
         self.cores = parts(
             players=[_Player(self, k) for k in range(players)],
             writers=[_Writer(self, k) for k in range(players)],
-            shards=[self],
+            replay=self,
             learner=self,
             save=self._save,
             evaluate=self._evaluate,
@@ -71,7 +71,7 @@ class Stage:
             evaluator=dataclasses.replace(config.evaluator, every_minutes=1e6),
         )
         plan = dataclasses.replace(
-            new_plan(dataclasses.replace(config, **settings), spec, folder), **self.before
+            new_plan(dataclasses.replace(config, **settings), spec, folder), before=self.before
         )
         return SerialRun(
             plan=plan,
@@ -86,7 +86,15 @@ class Stage:
         """The diary in letters: p a push, l a learner step."""
         return "".join(entry[0] for entry in self.diary if entry in ("push", "learn"))
 
-    # --- shard, learner, reporter, evaluator ---
+    # --- replay and its shard, learner, reporter, evaluator ---
+
+    @property
+    def shards(self) -> list[Stage]:
+        return [self]
+
+    @property
+    def episodes(self) -> int:
+        return self.ended_episodes
 
     def report(self, **of_its_process: Any) -> Any:
         return _Report()
@@ -316,14 +324,14 @@ def test_frames_end_it_as_soon_as_they_are_in(tmp_path: Path) -> None:
 
 def test_frames_are_agent_steps_times_the_repeat_less_those_before(tmp_path: Path) -> None:
     stage = Stage()
-    stage.before = {"agent_steps_before": 5}
+    stage.before = NOTHING_BEFORE._replace(agent_steps=5)
     assert stage.run(tmp_path, SPEC._replace(action_repeat_frames=4), total_frames=80) == "done"
     assert stage.accepted == 80 // 4 - 5
 
 
 def test_episodes_end_it_less_those_before(tmp_path: Path) -> None:
     stage = Stage()
-    stage.before = {"episodes_before": 4}
+    stage.before = NOTHING_BEFORE._replace(episodes=4)
     assert stage.run(tmp_path, total_episodes=7) == "done"
     assert stage.ended_episodes == 3
 
