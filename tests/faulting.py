@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import psutil
 from launching import Launched
+from unhurried import GAME
 
 from driver.view.events import read_scalars
 from driver.view.tags import REPLAY_TRANSITIONS, TRAIN_EPISODE_RETURN
@@ -32,7 +33,7 @@ ROLES = {
     "weight_store": "WeightStoreProcess",
 }
 FLAGS = (
-    *("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "2"),
+    *("--preset", "cartpole", "--total-frames", "100_000_000", "--actors", "2", "--env", GAME),
     *("--replay.shards", "2", "--checkpoint.every-minutes", "0.05", "--health.hang-s", str(HANG_S)),
     *("--evaluator.every-minutes", "0.05", "--evaluator.episodes", "1"),
     # So short that some end in every second: each game's row tells how many frames there are.

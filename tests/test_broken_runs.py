@@ -13,6 +13,7 @@ import psutil
 import pytest
 from faulting import FLAGS, ROLES, Job, checkpoints, last_frame, snapshots
 from launching import STOP_S, launch, result_of, started
+from unhurried import GAME, ON_THE_PATH
 
 from launch import main
 from learner.checkpoint import CheckpointFolder
@@ -38,7 +39,7 @@ def test_a_start_that_fails_leaves_a_folder_that_can_be_used(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_a_killed_driver_leaves_nothing_and_resume_goes_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with started(*FLAGS, "--run-dir", str(run)) as launched:
+    with started(*FLAGS, "--run-dir", str(run), environment=ON_THE_PATH) as launched:
         launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "checkpoint")
         launched.kill()
         launched.wait_until_gone(30.0)
@@ -59,7 +60,7 @@ def test_a_killed_driver_leaves_nothing_and_resume_goes_on(tmp_path: Path) -> No
 )
 def test_a_run_whose_ray_dies_ends_1_and_resume_goes_on(tmp_path: Path, daemons: list[str]) -> None:
     run = tmp_path / "run"
-    with started(*FLAGS, "--run-dir", str(run)) as launched:
+    with started(*FLAGS, "--run-dir", str(run), environment=ON_THE_PATH) as launched:
         launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "checkpoint")
         victims = [process for process in launched.processes() if process.name() in daemons]
         assert sorted(victim.name() for victim in victims) == sorted(daemons)
@@ -80,7 +81,7 @@ def expect_resume(run: Path) -> None:
     newest = CheckpointFolder(run / "checkpoints", 1).newest_sound(expect_resumable)
     assert newest is not None
     before = load_playable(newest.path)["counters"]
-    with started("--resume", str(run)) as launched:
+    with started("--resume", str(run), "--env", GAME, environment=ON_THE_PATH) as launched:
         launched.wait_for("transitions of its snapshot")
         launched.wait_until(
             lambda: last_frame(run, "learner/td_loss") > before["agent_steps"] + 500,
@@ -147,7 +148,7 @@ def test_a_process_that_rays_memory_monitor_kills_is_replaced(tmp_path: Path) ->
         "RAY_memory_usage_threshold": f"{threshold:.3f}",
         "RAY_memory_monitor_refresh_ms": "250",
     }
-    with started(*FLAGS, "--run-dir", str(run), environment=monitor) as launched:
+    with started(*FLAGS, "--run-dir", str(run), environment=monitor | ON_THE_PATH) as launched:
         job = Job(launched, run)
         launched.wait_until(lambda: snapshots(run) >= 2 and checkpoints(run) >= 1, "checkpoint")
         hog = np.ones(int(6e9), np.uint8)

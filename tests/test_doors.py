@@ -26,10 +26,11 @@ from launching import (
     started,
     title_of,
 )
+from unhurried import GAME, ON_THE_PATH
 
 from driver import ray_session
 
-ENDLESS = ("--preset", "cartpole", "--total-frames", "100_000_000")
+ENDLESS = ("--preset", "cartpole", "--env", GAME, "--total-frames", "100_000_000")
 RAY_S_SOCKETS = {"raylet", "plasma_store"}
 
 # Knocks at the run's Ray as any other process of this machine could.
@@ -107,7 +108,7 @@ def run(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def running(base: Path, run: Path) -> Iterator[Launched]:
     """Return a run that plays, started from a shell that says nothing of Ray, unlike conftest."""
-    shell = {"TMPDIR": str(base)}
+    shell = {"TMPDIR": str(base), **ON_THE_PATH}
     with pytest.MonkeyPatch.context() as patch:
         for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
             patch.delenv(name)
@@ -147,11 +148,20 @@ def test_a_run_listens_on_loopback_alone_and_lets_in_nobody_without_its_token(
 
 
 @pytest.mark.ray
-def test_a_ray_with_another_token_is_refused_in_one_line(running: Launched) -> None:
-    other = {"RAY_AUTH_TOKEN": "0" * 64}
-    done = launch(*ENDLESS, "--address", address_of(running), environment=other)
+@pytest.mark.parametrize(
+    ("shell", "said"),
+    [
+        ({"RAY_AUTH_TOKEN": "0" * 64}, "it asks for another token than RAY_AUTH_TOKEN, "),
+        ({"RAY_AUTH_TOKEN": "", "HOME": "/nonexistent"}, "no authentication token was found"),
+        ({"RAY_AUTH_MODE": "disabled"}, "has here (RAY_AUTH_MODE=disabled)"),
+    ],
+)
+def test_a_shell_without_the_token_of_a_ray_is_refused_in_one_line(
+    running: Launched, shell: dict[str, str], said: str
+) -> None:
+    done = launch(*ENDLESS, "--address", address_of(running), environment={**shell, **ON_THE_PATH})
     assert done.returncode == 2, done.stdout + done.stderr
-    assert "it asks for another token" in done.stderr
+    assert said in done.stderr
     assert "Traceback" not in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -195,7 +205,7 @@ def test_the_death_of_ray_s_agent_is_told_by_its_name_and_its_folder_goes_with_t
 
 @pytest.mark.ray
 def test_a_killed_run_s_folder_goes_with_the_next_start(base: Path, tmp_path: Path) -> None:
-    shell = {"TMPDIR": str(base)}
+    shell = {"TMPDIR": str(base), **ON_THE_PATH}
     with started(*ENDLESS, "--run-dir", str(tmp_path / "killed"), environment=shell) as launched:
         launched.wait_until(lambda: bool(raylets(launched)), "raylet")
         launched.kill()

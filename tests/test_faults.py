@@ -26,6 +26,7 @@ from faulting import (
     snapshots,
 )
 from launching import ROOT, STOP_S, result_of, started
+from unhurried import GAME, ON_THE_PATH
 
 from driver.view.events import read_scalars
 from driver.view.tags import save_held_tag
@@ -49,7 +50,7 @@ def _death(role: str) -> str:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     """Return a job that has learned, evaluated and saved."""
     run = tmp_path_factory.mktemp("faults") / "run"
-    with started(*FLAGS, "--run-dir", str(run)) as launched:
+    with started(*FLAGS, "--run-dir", str(run), environment=ON_THE_PATH) as launched:
         job = Job(launched, run)
         launched.wait_until(lambda: "eval/episode_return" in read_scalars(run), "evaluation")
         launched.wait_until(lambda: snapshots(run) >= 2, "snapshots")
@@ -225,5 +226,6 @@ def test_a_folder_that_is_moved_under_its_run_is_found_by_everybody(job: Job) ->
     assert [path.name for path in run.parent.iterdir()] == ["else where"]
     assert done.stdout.count("was moved") == 1
     assert result_of(moved)["end_reason"] == "interrupted"
-    assert f"continue with: python {ROOT / 'launch.py'} --resume '{moved}'" in done.stdout
+    words = f"python {ROOT / 'launch.py'} --resume '{moved}' --env {GAME}"
+    assert f"continue with: {words}" in done.stdout
     assert "interrupted: " in (moved / "log.txt").read_text()

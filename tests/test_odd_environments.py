@@ -410,7 +410,7 @@ def test_the_first_failure_of_an_environment_ends_a_run_through_ray_at_once(
 def test_later_failures_restart_the_actor_and_say_the_environments_words(tmp_path: Path) -> None:
     run = tmp_path / "run"
     env = env_of("RaisesLater").id
-    flags = ("--env", env, "--total-frames", "40000", "--run-dir", str(run))
+    flags = ("--env", env, "--total-frames", "9000", "--run-dir", str(run))
     done = launch(*FLAGS, *flags, environment=ON_THE_PATH)
     assert done.returncode == 0, done.stdout + done.stderr
     died = "actor 0 died, starting it again at once: "

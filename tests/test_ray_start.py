@@ -44,24 +44,11 @@ def expect_one_line(text: str) -> None:
     assert "\n" not in text.strip()
 
 
-def test_a_shell_that_speaks_of_other_rays_and_of_too_long_a_tmpdir_does_not_matter(
-    tmp_path: Path,
-) -> None:
+def test_a_strange_shell_a_tmpdir_too_long_and_uv_run_do_not_matter(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 95)
     long.mkdir()
-    run = tmp_path / "run"
-    environment = {**STRANGE_SHELL, "TMPDIR": str(long)}
-    done = launch(*SHORT, "--run-dir", str(run), environment=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
-    assert result_of(run)["end_reason"] == "done"
-
-
-def test_under_uv_run_the_processes_share_the_driver_s_environment_and_a_tmpdir_that_is_none(
-    tmp_path: Path,
-) -> None:
-    # Ray looks for a parent that is called so, and builds its environment anew.
     run = tmp_path / "folder"
+    # Ray looks for a parent that is called `uv run`, and builds its environment anew.
     command = [sys.executable, str(ROOT / "launch.py"), *SHORT, "--run-dir", str(run)]
     (tmp_path / "run").write_text(
         f"import subprocess, sys; sys.exit(subprocess.run({command!r}).returncode)"
@@ -73,9 +60,10 @@ def test_under_uv_run_the_processes_share_the_driver_s_environment_and_a_tmpdir_
         text=True,
         timeout=240,
         cwd=tmp_path,
-        env={**os.environ, "TMPDIR": str(tmp_path / "none")},
+        env={**os.environ, **STRANGE_SHELL, "TMPDIR": str(long)},
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
+    assert result_of(run)["end_reason"] == "done"
 
 
 def test_the_small_shared_memory_of_a_container_is_enough_and_a_file_is_no_tmpdir(
