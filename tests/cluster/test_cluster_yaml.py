@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -147,7 +148,7 @@ def _problems_of_start(config: Config, full: Config) -> list[str]:
     ]
     found += [
         f"rsync_exclude lacks {pattern}"
-        for pattern in ("**/.git", "**/runs")
+        for pattern in ("**/.git/**", "**/.git", "**/runs")
         if pattern not in full.get("rsync_exclude", [])
     ]
     return found
@@ -184,6 +185,40 @@ def test_settings_reach_a_host_once(tmp_path: Path) -> None:
     assert text.count("RAY_AUTH_MODE=token") == 1
     assert text.splitlines()[0].startswith("export RAY_AUTH_MODE=token")
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="needs rsync, as `ray up` does")
+def test_hosts_get_the_source_and_the_name_of_its_commit_and_nothing_else_of_git(
+    tmp_path: Path,
+) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    (here / "common").mkdir(parents=True)
+    for name in ("common/types.py", "runs/first/run.json", "secret.env", ".venv/bin/python"):
+        (here / name).parent.mkdir(parents=True, exist_ok=True)
+        (here / name).write_text(name)
+    (here / ".gitignore").write_text("secret.env\n")
+
+    def git(folder: Path, *arguments: str) -> str:
+        command = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-C", str(folder)]
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
+        return done.stdout
+
+    git(here, "init", "-q")
+    git(here, "add", ".gitignore", "common")
+    git(here, "commit", "-qm", "first")
+    config = load()
+    excludes = [word for pattern in config["rsync_exclude"] for word in ("--exclude", pattern)]
+    filters = [w for name in config["rsync_filter"] for w in ("--filter", f"dir-merge,- {name}")]
+    rsync = ["rsync", "-a", *excludes, *filters, f"{here}/", f"{there}/"]  # as Ray calls it
+    subprocess.run(rsync, check=True)
+    for packs_refs in (False, True):
+        assert git(there, "rev-parse", "HEAD") == git(here, "rev-parse", "HEAD")
+        if not packs_refs:
+            git(here, "pack-refs", "--all")
+            shutil.rmtree(there)
+            subprocess.run(rsync, check=True)
+    files = {str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()}
+    assert files == {".gitignore", "common/types.py", ".git/HEAD", ".git/packed-refs"}
 
 
 def edited(change: Callable[[Config], None]) -> Config:
