@@ -15,7 +15,7 @@ from common.config import Config
 from common.heartbeat import Alive, Heartbeat
 from common.reports import EvaluationResult
 from common.seeding import derive_seed
-from common.source import expect_source
+from common.source import Source, expect_source
 from common.types import EnvironmentSpec, Weights, WeightsVersion
 from replay.assembly import make_writer
 from replay.client import RayHandle
@@ -99,7 +99,7 @@ class ActorProcess:
         store: Any,
         actor: int,
         incarnation: int,
-        source: str,
+        source: Source,
     ) -> None:
         expect_source(source, f"actor {actor}")
         torch.set_num_threads(1)
@@ -188,7 +188,7 @@ class EvaluatorProcess:
         store: Any,
         first_in_s: float,
         incarnation: int,
-        source: str,
+        source: Source,
     ) -> None:
         expect_source(source, "evaluator")
         self._next_s = time.monotonic() + first_in_s

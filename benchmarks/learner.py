@@ -17,7 +17,7 @@ from benchmarks.replay import insert, total_transitions
 from benchmarks.rows import Row, alternate, row
 from common.config import LearnerConfig, ReplayConfig
 from common.machine import available_cores
-from common.source import source_hash
+from common.source import own_source
 from driver import ray_session
 from learner.assembly import make_learner, resolve_device
 from learner.learner import tune_allocator
@@ -65,7 +65,7 @@ def _one(
         ),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), own_source()
     )
     shard = RayHandle(server, 0)
     insert(shard, segments)

@@ -18,7 +18,7 @@ from benchmarks.recording import decode_naively, recording, recording_config, sp
 from benchmarks.rows import Row, alternate, row
 from common.config import Config, LearnerConfig, ReplayConfig
 from common.packing import unpack_segment
-from common.source import source_hash
+from common.source import own_source
 from common.types import EnvironmentSpec, LearnerCounts, PhaseSeconds, Push
 from driver import ray_session
 from learner.learner import tune_allocator
@@ -59,7 +59,7 @@ def _one_game(game: str, segments: list[bytes], seconds: float) -> list[Row]:
         learner=LearnerConfig(batch_size=_BATCH),
     )
     server = ReplayServer.options(num_cpus=0).remote(
-        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), source_hash()
+        config, spec, 0, 0, _MAX_BYTES, None, (0, 0), own_source()
     )
     shard = RayHandle(server, 0)
     ray.get(server.counts.remote(LearnerCounts(0, 0, None)))

@@ -23,5 +23,11 @@ class EnvironmentFailed(RunEnded):
         return EnvironmentFailed, (str(self), self.details)
 
 
+class HostUnfit(RunEnded):
+    """A host lacks what the run needs of it: the driver's code, say, or the run's folder."""
+
+    details = ""
+
+
 class Interrupted(KeyboardInterrupt):
     """Raised by a signal, and so by nobody's code that we call."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+
+from common.endings import HostUnfit
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout."""
@@ -13,25 +17,52 @@ ROOT = Path(__file__).resolve().parent.parent
 VERSIONS = ("torch", "ray", "gymnasium", "ale-py", "numpy", "lz4", "tensorboard")
 """Packages whose versions decide what a run does."""
 
+Source = Mapping[str, str]
+"""The version of Python and of each main package by its name, the hash of each file by its path."""
+
+
+def own_source() -> Source:
+    """Return what code this process runs: Troop's files, Python's minor version, main packages."""
+    # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
+    found = {name: metadata.version(name).partition("+")[0] for name in VERSIONS}
+    found["Python"] = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    files = [ROOT / "launch.py"]
+    for folder in ("actors", "common", "driver", "learner", "replay"):
+        files += sorted((ROOT / folder).rglob("*.py"))
+    for file in files:
+        found[str(file.relative_to(ROOT))] = _hash(file.read_bytes())
+    return found
+
 
 def source_hash() -> str:
-    """Return a hash of Troop's source, Python's minor version and the main packages' versions."""
-    digest = hashlib.sha256()
-    for folder in ("actors", "common", "driver", "learner", "replay"):
-        for file in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(f"{file.relative_to(ROOT)}\0".encode() + file.read_bytes())
-    digest.update((ROOT / "launch.py").read_bytes())
-    # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
-    versions = [metadata.version(name).partition("+")[0] for name in VERSIONS]
-    digest.update(f"{sys.version_info[:2]} {versions}".encode())
-    return digest.hexdigest()[:16]
+    """Return a hash of all that `source` tells."""
+    return _hash(repr(sorted(own_source().items())).encode())
 
 
-def expect_source(expected: str, role: str) -> None:
-    """Raise RuntimeError unless this process runs the driver's code."""
-    actual = source_hash()
-    if actual != expected:
-        raise RuntimeError(
-            f"{role}: runs other code or versions than the driver (source hash {actual}, the "
-            f"driver's is {expected}); install the same checkout on every host"
-        )
+def expect_source(expected: Source, role: str) -> None:
+    """Check that this process runs the driver's code.
+
+    Raises:
+      HostUnfit: it does not; one line names the host and the first difference.
+    """
+    ours = own_source()
+    for name in [*expected, *ours]:
+        if difference := _difference(name, ours.get(name), expected.get(name)):
+            raise HostUnfit(
+                f"{role} on {socket.gethostname()}: {difference}; install the same checkout and "
+                "versions on every host"
+            )
+
+
+def _difference(name: str, ours: str | None, drivers: str | None) -> str:
+    if ours == drivers:
+        return ""
+    if not name.endswith(".py"):
+        return f"this host has {name} {ours}, the driver {drivers}"
+    if drivers is None:
+        return f"this host has {name}, the driver does not"
+    return f"{name} {'is missing' if ours is None else 'is not as the driver has it'}"
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -12,6 +12,14 @@ from common.machine import machine
 from common.source import ROOT, VERSIONS, source_hash
 
 
+class HostFacts(TypedDict, total=False):
+    """What `run.json` says of one of a cluster's hosts."""
+
+    name: str
+    address: str
+    resources: dict[str, float]
+
+
 class Start(TypedDict, total=False):
     """What `run.json` says of one start of the run."""
 
@@ -24,6 +32,7 @@ class Start(TypedDict, total=False):
     python: str
     versions: dict[str, str]
     machine: dict[str, str | int | list[str]]
+    hosts: list[HostFacts]
 
 
 class About(Start, total=False):

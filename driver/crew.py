@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 
 import ray
 
-from common.endings import EnvironmentFailed, RunEnded
+from common.endings import EnvironmentFailed, HostUnfit, RunEnded
 from common.process import Process
+from driver.hosts import hosts_of
 from driver.supervisor import GiveUp, Supervisor, WorkerName
 from driver.view.console import Console
 from driver.watch import Watch
@@ -18,6 +19,8 @@ from driver.watch import Watch
 _RUNNING = ("actor", "evaluator", "learner")
 # Whose handle others hold, and so have to be told of the process that takes its place.
 _CALLED_BY_OTHERS = ("replay", "weight_store")
+# Those that can be put on another host.
+_ANYWHERE = ("actor", "evaluator")
 _START_ORDER = ("weight_store", "replay", "learner", "actor", "evaluator")
 _ANSWER_S = 60.0
 # Silence after which a process is asked whether it is alive, and the longest before its first sign
@@ -26,6 +29,8 @@ _ASK_S = 5.0
 _FIRST_SIGN_S = 600.0
 # Between two rounds of supervision; usually it is a second or two.
 _STANDSTILL_S = 10.0
+# Without a host for so long, a process is said to wait for one; of changes it is told as often.
+_WAIT_TOLD_S = 10.0
 # What Ray says of a process whose constructor raised.
 _CONSTRUCTOR_FAILED = "error raised in its creation task"
 
@@ -48,14 +53,17 @@ class Crew:
 
     It alone creates processes (Ray is told never to restart one), so it knows every incarnation's
     number. A process that died is replaced by the next incarnation, after a delay if it died
-    quickly; one that is silent for too long is killed first. Whoever called the dead one is told of
-    the new one. One thread only.
+    quickly; one that is silent for too long is killed first. One for which no host has room is not
+    silent: it waits, however long that takes. Whoever called the dead one is told of the new one.
+    One thread only.
     """
 
     def __init__(
         self,
         *,
         create: Callable[[WorkerName, int], Any],
+        asks: Callable[[WorkerName], str],
+        avoid: Callable[[str], None],
         on_death: Callable[[WorkerName], None],
         incarnations: Mapping[str, int],
         hang_s: float,
@@ -66,6 +74,8 @@ class Crew:
 
         Args:
           create: makes the process of a name and an incarnation number; returns its handle.
+          asks: says what a process needs of a host.
+          avoid: told the number of a host that nothing more is to be started on.
           on_death: told of every death.
           incarnations: as `incarnations` returned before the run was resumed.
           hang_s: silence after which a process counts as hung.
@@ -74,6 +84,8 @@ class Crew:
             killed without it.
         """
         self._create = create
+        self._asks = asks
+        self._avoid = avoid
         self._supervisor = Supervisor(
             quick_death_s=30.0, give_up_deaths=10, first_delay_s=1.0, max_delay_s=30.0
         )
@@ -88,6 +100,12 @@ class Crew:
         self._handles: dict[WorkerName, Any] = {}
         self._incarnations: dict[WorkerName, int] = {}
         self._dead: set[WorkerName] = set()
+        self.hosts: set[str] = set()  # Ray's numbers of all that a process was ever begun on
+        self._avoided: set[str] = set()  # those that are not fit
+        self._unplaced: dict[WorkerName, float] = {}  # who has no host yet, and since when
+        # Of whom it was last said that they wait for one, and beside how many actors that play.
+        self._told: tuple[set[WorkerName], int] = (set(), 0)
+        self._told_s = 0.0  # when it was said
         self._runs: dict[Any, WorkerName] = {}  # ObjectRef of `run` -> whose
         self._questions: dict[Any, WorkerName] = {}  # ObjectRef of `alive` -> whose
         self._processes: dict[WorkerName, Process] = {}
@@ -105,8 +123,7 @@ class Crew:
         self._dead.discard(name)
         self._slow.discard(name)
         self._places.pop(name, None)
-        self._watch.started(name, now_s)
-        self._ask(name)
+        self._unplaced[name] = now_s
         if name[0] in _RUNNING:
             self._runs[handle.run.remote()] = name
         if name[0] in _CALLED_BY_OTHERS:
@@ -139,8 +156,16 @@ class Crew:
         }
 
     def runs(self, role: str) -> list[Any]:
-        """Return the ObjectRefs of `run` of a role's living processes."""
-        return [ref for ref, name in self._runs.items() if name[0] == role]
+        """Return the ObjectRefs of `run` of a role's living processes that have a host."""
+        return [
+            ref
+            for ref, name in self._runs.items()
+            if name[0] == role and name not in self._unplaced
+        ]
+
+    def playing(self) -> int:
+        """Return how many actors have done something since they were last started."""
+        return sum(self._watch.has_worked(name) for name in self.living("actor"))
 
     def heard(self, name: WorkerName, incarnation: int) -> None:
         """Take note that a process was at work just now; word of a dead incarnation is ignored."""
@@ -160,6 +185,7 @@ class Crew:
         if now_s - self._supervised_s > _STANDSTILL_S:  # Ctrl-Z, a disk that did not answer
             self._watch.stood_still(now_s - self._supervised_s)
         self._supervised_s = now_s
+        self._find_hosts(now_s)
         for ref in _ready(self._runs):
             if (name := self._runs.pop(ref, None)) is None:
                 continue  # buried a moment ago
@@ -193,7 +219,14 @@ class Crew:
         if handle is not self.handle(name):
             return
         why = ""
-        if isinstance(error, EnvironmentFailed):
+        if unfit := cause_of(error).partition(f"{HostUnfit.__name__}: ")[2]:
+            if not self._has_played or name[0] not in _ANYWHERE:
+                self._give_up(name, HostUnfit(unfit))
+            for host in set(hosts_of({name: handle}).values()) - self._avoided:
+                self._console.note(f"nothing more is started on a host that is not fit: {unfit}")
+                self._avoided.add(host)
+                self._avoid(host)
+        elif isinstance(error, EnvironmentFailed):
             if not self._has_played:
                 self._give_up(name, EnvironmentFailed(cause_of(error), error.details))
             self._console.log(error.details)
@@ -205,7 +238,7 @@ class Crew:
             why = "did not come up"
         if why:
             self._give_up(name, RunEnded(f"the {name[0]} {why}: {cause_of(error)}"))
-        self._bury(name, cause_of(error))
+        self._bury(name, unfit or cause_of(error))
 
     def _give_up(self, name: WorkerName, why: RunEnded) -> NoReturn:
         """Kill what may be left of a process, and raise why none takes its place."""
@@ -243,6 +276,7 @@ class Crew:
     def _kill(self, name: WorkerName) -> None:
         """Make sure that nothing of a process is left: it may only hang, or have raised."""
         self._watch.forget(name)
+        self._unplaced.pop(name, None)
         for refs in (self._runs, self._questions):
             for ref in [ref for ref, whose in refs.items() if whose == name]:
                 del refs[ref]
@@ -250,6 +284,34 @@ class Crew:
         process = self._processes.pop(name, None)
         if process is not None and self._is_local:
             process.kill()  # Ray asks it to end, which a stopped one does not hear
+
+    def _find_hosts(self, now_s: float) -> None:
+        """Begin to watch whoever has a host now; say who waits for one, and each change of that."""
+        if self._unplaced:
+            found = hosts_of({name: self._handles[name] for name in self._unplaced})
+            self.hosts.update(found.values())
+            for name in found:
+                del self._unplaced[name]
+                self._watch.started(name, now_s)
+                self._ask(name)
+        if self._is_local:
+            return  # there is room for everybody
+        waiting = {n for n, since_s in self._unplaced.items() if now_s - since_s > _WAIT_TOLD_S}
+        told = (waiting, self.playing() if waiting else 0)
+        if told == self._told or (waiting and now_s - self._told_s < _WAIT_TOLD_S):
+            return
+        already, self._told, self._told_s = self._told[0], told, now_s
+        actors = [name for name in waiting if name[0] == "actor"]
+        if actors:
+            everyone = sum(name[0] == "actor" for name in self._handles)
+            self._console.note(
+                f"{told[1]} of {everyone} actors play, {len(actors)} wait for a host with "
+                f"{self._asks(actors[0])}"
+            )
+        for name in sorted(waiting - already - set(actors)):
+            self._console.note(f"{name[0]} {name[1]} waits for a host with {self._asks(name)}")
+        if not waiting:
+            self._console.note("every process has found a host")
 
     def _listen(self) -> None:
         """Take in the answers of those who were asked, and ask who is due."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import socket
 from pathlib import Path
 
@@ -15,14 +16,14 @@ class LockedError(Exception):
     """Another process holds the lock; the text says which."""
 
 
-def lock_file(path: Path) -> int:
-    """Take the lock, and write into the file who holds it.
+def lock_file(path: Path) -> tuple[int, str]:
+    """Take the lock, and write into the file who holds it, with a word that nobody else has.
 
     A program that this process starts does not inherit it. A file system that has no locks refuses
     nobody.
 
     Returns:
-      A descriptor; to close it is to let go.
+      A descriptor, which to close is to let go; and what was written.
 
     Raises:
       LockedError: another process holds it.
@@ -31,14 +32,14 @@ def lock_file(path: Path) -> int:
     fd = open_in_place(path, os.O_RDWR)
     try:
         _take(fd)
-        owner = f"{os.getpid()} {socket.gethostname()}\n".encode()
+        owner = f"{os.getpid()} {socket.gethostname()} {secrets.token_hex(16)}\n"
         # Never empty, so that whoever is refused can read whose it is.
-        os.pwrite(fd, owner, 0)
-        os.ftruncate(fd, len(owner))
+        os.pwrite(fd, owner.encode(), 0)
+        os.ftruncate(fd, len(owner.encode()))
     except BaseException:
         os.close(fd)
         raise
-    return fd
+    return fd, owner
 
 
 def _take(fd: int) -> None:
@@ -46,7 +47,7 @@ def _take(fd: int) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         said = os.pread(fd, 1_000, 0).decode(errors="replace").strip()
-        pid, _, host = one_line(said, 100).partition(" ")
+        pid, host, *_ = [*one_line(said, 100).split(" "), "?", "?"]
         raise LockedError(f"process {pid} on {host}") from error
     except OSError:
         pass  # a file system without locks: that is no reason not to train on it

@@ -9,14 +9,20 @@ from typing import Any, assert_never
 import ray
 
 from common.config import Config
-from common.endings import RunEnded
+from common.endings import HostUnfit, RunEnded
+from driver.hosts import cluster_resources, hosts_in_words, may_have
 from driver.supervisor import WorkerName
+
+# So little of a host's mark is taken that it bounds nobody's number.
+_A_LITTLE = 0.001
 
 
 class Placement:
     """Learner, weight store and replay together on one host, actors wherever there is room.
 
-    Hosts may say by Ray's custom resources `learner_host` and `actor_host` whom they are for.
+    Hosts may say by Ray's custom resources `learner_host` and `actor_host` whom they are for. A
+    cluster with a host for the learner has some for actors, too, or will: they are started when
+    somebody asks.
     """
 
     def __init__(self, config: Config, *, is_local: bool) -> None:
@@ -28,6 +34,7 @@ class Placement:
 
         Raises:
           RunEnded: torch sees a GPU and Ray does not.
+          HostUnfit: a GPU is asked for, and the cluster neither has one nor would get one.
         """
         cluster = cluster_resources()
         self._config = config
@@ -41,9 +48,16 @@ class Placement:
                 assert_never(device)
         if is_local and self._cuda and cluster.get("GPU", 0) < 1:
             raise RunEnded("torch sees a CUDA device, but Ray sees no GPU on this machine")
+        if config.learner.device == "cuda" and not is_local and not may_have("GPU"):
+            raise HostUnfit(
+                f"--learner.device cuda: the cluster has no GPU ({hosts_in_words()}); use auto or "
+                "cpu"
+            )
         self._cpus = self._cpu_share(cluster.get("CPU", 1.0))
-        self._away = {"actor_host": 0.001} if "actor_host" in cluster else {}
-        self._home = {"learner_host": 0.001} if "learner_host" in cluster else {}
+        has_hosts = "learner_host" in cluster
+        self._home = {"learner_host": _A_LITTLE} if has_hosts else {}
+        self._away = {"actor_host": _A_LITTLE} if has_hosts or "actor_host" in cluster else {}
+        self._unfit: list[str] = []  # numbers of hosts that actors and evaluator must not go to
         home = {"CPU": self._cpus, **self._home}
         gpu = {"GPU": 1} if self._cuda else {}
         self._bundles = [home | gpu, *[dict(home)] * config.replay.shards]
@@ -63,11 +77,15 @@ class Placement:
                 return False
             waited_s += 1
             if waited_s == 10:
-                note(
-                    f"waiting for a host with {self._bundles} for learner and replay; the cluster "
-                    f"has {cluster_resources()}"
-                )
+                note(f"waiting for {self._home_in_words()}; the cluster has {hosts_in_words()}")
         return True
+
+    def asks(self, name: WorkerName) -> str:
+        """Return what a process needs of a host, in words: "1 CPU and actor_host"."""
+        options = self._place(name)
+        parts = [f"{options['num_cpus']:g} CPU", f"{options.get('num_gpus', 0):g} GPU"]
+        wanted = [part for part in parts if not part.startswith("0 ")]
+        return " and ".join([*wanted, *options.get("resources", self._home)])
 
     def options(self, name: WorkerName) -> dict[str, Any]:
         """Return Ray's options for a process."""
@@ -84,9 +102,32 @@ class Placement:
         if role == "replay":
             return self._beside_learner(1 + index, num_cpus=self._cpus)
         if role == "evaluator":
-            return {"num_cpus": self._cpus, "resources": self._home}
+            return {"num_cpus": self._cpus, "resources": self._home, **self._elsewhere()}
         asked = self._config.actor.cpus
-        return {"num_cpus": self._cpus if asked == "auto" else asked, "resources": self._away}
+        cpus = self._cpus if asked == "auto" else asked
+        return {"num_cpus": cpus, "resources": self._away, **self._elsewhere()}
+
+    def avoid(self, host: str) -> None:
+        """Let no actor and no evaluator go to a host from now on.
+
+        Args:
+          host: Ray's number of it.
+        """
+        self._unfit.append(host)
+
+    def _home_in_words(self) -> str:
+        shards = self._config.replay.shards
+        needs = [f"{self._cpus * (1 + shards):g} CPU", *["1 GPU"] * self._cuda, *self._home]
+        return f"a host with {' and '.join(needs)} for learner and replay"
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether a GPU is reserved for the learner."""
+        return self._cuda
+
+    def _elsewhere(self) -> dict[str, Any]:
+        hosts = ",".join(self._unfit)
+        return {"label_selector": {"ray.io/node-id": f"!in({hosts})"}} if hosts else {}
 
     @property
     def neighbours(self) -> int:
@@ -106,9 +147,3 @@ class Placement:
             self._group, placement_group_bundle_index=bundle
         )
         return {"scheduling_strategy": strategy, **options}
-
-
-def cluster_resources() -> dict[str, float]:
-    """Return what the cluster has in all, e.g. {"CPU": 2.0}."""
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return resources

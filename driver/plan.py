@@ -8,7 +8,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from driver.command_line import TrainCommand
 from driver.machine_needs import machine_problems
 from driver.refusals import lines_of, refuse, words_of
 from driver.resume import AT_THE_BEGINNING, find_start
-from driver.run_folder import Result, RunFolder
+from driver.run_folder import Result, RunFolder, lasting_runs
 from driver.view.past import NO_PAST, read_past
 from driver.view.reporter import Before
 
@@ -113,7 +112,7 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
-            default = Path("runs") / f"{name}-{config.preset}-{stamp}"
+            default = lasting_runs() / f"{name}-{config.preset}-{stamp}"
             folder = RunFolder.for_new_run(command.run_dir or default)
         if failure is not None:
             with suppress(OSError):  # what cannot be made cannot be written: the log says so

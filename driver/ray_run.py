@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import ray
 
 from actors.worker import Actor, Evaluator
 from common.endings import RunEnded
+from common.files import UnreadableFile
 from common.reports import EvaluationResult, LearnerReport, ReplayReport
-from common.source import source_hash
+from common.source import own_source
 from common.types import Weights
 from driver.crew import Crew, cause_of
 from driver.evaluations import Evaluations
 from driver.goal import ReturnGoal
+from driver.hosts import Host, living_hosts, places_of
 from driver.interrupts import Interrupts
 from driver.placement import Placement
 from driver.plan import Plan
@@ -74,9 +77,11 @@ class RayRun:
         self._console = console
         self._interrupts = interrupts
         self._is_local = is_local
-        self._source = source_hash()
+        self._source = own_source()
         self._crew = Crew(
             create=self._create,
+            asks=lambda name: self._placement.asks(name),
+            avoid=lambda host: self._placement.avoid(host),
             on_death=self._count_out,
             incarnations=plan.incarnations,
             hang_s=plan.config.health.hang_s,
@@ -92,6 +97,7 @@ class RayRun:
         self._has_learned = False
         self._kept: dict[str, int] = {}  # incarnations' numbers, as written down
         self._can_keep = True
+        self._hosts: dict[str, Host] = {}  # of a cluster, by Ray's number
         self._evaluations = Evaluations(
             crew=self._crew,
             console=console,
@@ -130,6 +136,7 @@ class RayRun:
             while not self._interrupts.requested.wait(_ROUND_S) and not (reason := self._poll()):
                 self._crew.supervise()
                 self._keep_incarnations()  # before anything of theirs is saved
+                self._note_hosts()
                 if self._has_learned:  # else there is nothing worth a file
                     self._saves.ask_when_due()
                 self._saves.look_after()
@@ -202,6 +209,7 @@ class RayRun:
                 incarnation=incarnation,
                 is_first=incarnation == plan.incarnations.get("learner/0", 0),
                 neighbours=self._placement.neighbours,
+                has_gpu=self._placement.has_gpu,
                 source=source,
             )
             self._descriptions[name] = (learner, learner.describe_once_warm.remote())
@@ -227,6 +235,18 @@ class RayRun:
             self._can_keep = False
             return
         self._kept, self._can_keep = given, True
+
+    def _note_hosts(self) -> None:
+        """Write down on which of a cluster's hosts the run has processes, as they come."""
+        if self._is_local or self._crew.hosts <= self._hosts.keys():
+            return
+        known = living_hosts()
+        self._hosts |= {number: known[number] for number in self._crew.hosts & known.keys()}
+        facts: list[Any] = [
+            {**host._asdict(), "resources": dict(places_of(host))} for host in self._hosts.values()
+        ]
+        with suppress(OSError, UnreadableFile):  # of a folder that cannot be written much is said
+            self._plan.folder.note_hosts(facts)
 
     def _count_out(self, name: WorkerName) -> None:
         """Take note that a process is dead."""
@@ -279,7 +299,7 @@ class RayRun:
             index: report for (role, index), report in answers.items() if role == "replay"
         }
         lost = self._reporter.totals.lost
-        self._reporter.update(shards, learner, self._crew.restarts())
+        self._reporter.update(shards, learner, self._crew.restarts(), self._crew.playing())
         if lost := self._reporter.totals.lost - lost:
             self._console.note(f"{lost:,} transitions were lost with the replay shard that died")
         self._goal.trained(game.episode_return for s in shards.values() for game in s.episodes)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from common.config_file import ConfigError
-from common.endings import EnvironmentFailed
+from common.endings import EnvironmentFailed, HostUnfit
 from common.schema import one_line
 from driver.run_folder import RunFolder
 from driver.view.log_file import LogFile
@@ -28,7 +28,7 @@ def lines_of(error: ValueError) -> list[str]:
     return error.problems if isinstance(error, ConfigError) else [str(error)]
 
 
-def words_of(failure: EnvironmentFailed, folder: RunFolder) -> str:
+def words_of(failure: EnvironmentFailed | HostUnfit, folder: RunFolder) -> str:
     """Return the line of a failure whose traceback, if there is one, is put into the folder's log.
 
     A folder that holds its log alone is as good as new (driver.run_folder).

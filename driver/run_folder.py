@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import socket
 import string
 import weakref
 from collections.abc import Mapping
@@ -15,17 +16,19 @@ from typing import Annotated, Any, TypedDict
 
 from common.config import Config
 from common.config_file import save_file
+from common.endings import HostUnfit
 from common.files import (
     UnreadableFile,
     find_link,
     is_leftover,
     read_json,
+    read_text,
     remove,
     remove_leftovers,
     write_whole,
 )
 from common.schema import INCARNATION, Bounds, Count, Misfit, fit, shown
-from driver.about import About, facts
+from driver.about import About, HostFacts, facts
 from driver.lock_file import LockedError, lock_file
 
 _LOCK = ".lock"
@@ -37,7 +40,10 @@ SCALARS = ("scalars.jsonl", "events.out.tfevents.*")
 """What sinks write: the names of driver.view.json_lines and driver.view.events."""
 # `run.json` gets 2 kB with each start.
 _MOST_JSON_BYTES = 1 << 24
+_MOST_LOCK_BYTES = 1 << 10
 _SECONDS = Bounds(0.0, 1e12, "finite and >= 0", "finite and >= 0")
+# What Ray calls the folder of one session.
+_RAY_SESSION = re.compile(r"session_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_\d+_\d+")
 _WORKER = re.compile(r"[a-z_]{1,20}/\d{1,9}")
 
 
@@ -72,6 +78,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self._named = path
         self._fd = -1
+        self._mark = ""  # what its lock says, by which other hosts know it
         self._unlock: weakref.finalize[..., RunFolder] | None = None
         self._last_seen = path
 
@@ -147,6 +154,11 @@ class RunFolder:
                 raise RunFolderError(
                     f"--run-dir {path}: holds files but is not a run; must be a new or empty folder"
                 )
+        if _is_ray_s(path):
+            raise RunFolderError(
+                f"--run-dir {path}: lies in a folder that Ray removes with its session; must be "
+                f"one that lasts, like {lasting_runs() / path.name}"
+            )
         parent = path
         while not parent.exists():
             parent = parent.parent
@@ -233,6 +245,18 @@ class RunFolder:
                 self.retract()
             raise
 
+    def note_hosts(self, hosts: list[HostFacts]) -> None:
+        """Say in `run.json` on which of a cluster's hosts this start of the run has processes.
+
+        Raises:
+          OSError: it cannot be written.
+          UnreadableFile: it is not what it has to be.
+        """
+        about = self.read_json("run.json", About)
+        start = [about, *about.get("resumed", [])][-1]
+        start["hosts"] = hosts
+        self.write_json("run.json", about)
+
     def retract(self) -> None:
         """Make a folder in which nothing was saved yet no run again; its log and result stay."""
         scalars = (path for pattern in SCALARS for path in self.path.glob(pattern))
@@ -298,7 +322,7 @@ class RunFolder:
             return RunFolder, (path,)
         status = os.fstat(self._fd)
         held = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
-        return _arrive, (path, held, (status.st_dev, status.st_ino))
+        return _arrive, (path, held, (status.st_dev, status.st_ino), self._mark)
 
     def lock(self) -> None:
         """Keep other processes from training in this folder while this object lives.
@@ -311,7 +335,7 @@ class RunFolder:
         if self._unlock is not None and self._unlock.alive:
             return
         try:
-            fd = lock_file(self.path / _LOCK)
+            fd, self._mark = lock_file(self.path / _LOCK)
         except LockedError as error:
             raise RunFolderError(f"{self.path}: is in use by {error}") from error
         except OSError as error:
@@ -352,6 +376,18 @@ class Place(os.PathLike[str]):
         return str(self._folder.path.joinpath(*self._parts))
 
 
+def lasting_runs() -> Path:
+    """Return the folder that new runs go to: `runs` here, or at home where here does not last.
+
+    A job of Ray's (`ray job submit --working-dir`) begins in a copy that Ray removes.
+    """
+    return Path.home() / "runs" if _is_ray_s(Path("runs")) else Path("runs")
+
+
+def _is_ray_s(path: Path) -> bool:
+    return any(_RAY_SESSION.fullmatch(part) for part in path.resolve().parts)
+
+
 def for_shell(path: Path) -> str:
     """Return a path as it can be pasted behind a flag, in one line whatever its name is."""
     text = f"./{path}" if str(path).startswith("-") else str(path)
@@ -363,10 +399,13 @@ def for_shell(path: Path) -> str:
     return f"$'{''.join(spelt)}'"
 
 
-def _arrive(path: Path, held: Path, identity: tuple[int, int]) -> RunFolder:
+def _arrive(path: Path, held: Path, identity: tuple[int, int], mark: str) -> RunFolder:
     """Return in another process the folder that one holds: by its hold if that is within reach.
 
-    On another host it is found by its name, and made where it is not there.
+    On another host it is found by its name, and known by what its lock says.
+
+    Raises:
+      HostUnfit: it is not there.
     """
     folder = RunFolder(path)
     for place in (held, path):
@@ -375,9 +414,14 @@ def _arrive(path: Path, held: Path, identity: tuple[int, int]) -> RunFolder:
             if (status.st_dev, status.st_ino) == identity:
                 folder._hold(place)
                 return folder
-    path.mkdir(parents=True, exist_ok=True)
-    folder._hold(path)
-    return folder
+    with suppress(OSError, UnreadableFile):
+        if mark and read_text(path / _LOCK, _MOST_LOCK_BYTES) == mark:
+            folder._hold(path)
+            return folder
+    raise HostUnfit(
+        f"the run folder {path}, in which learner and replay save, is not on their host, "
+        f"{socket.gethostname()}; start the command there, or name a folder that both hosts share"
+    )
 
 
 def _is_same(path: Path, fd: int) -> bool:

@@ -147,7 +147,7 @@ class SerialRun:
         reports = {k: shard.report() for k, shard in enumerate(self._cores.replay.shards)}
         # No save runs beside the work here, and no priority is dropped.
         learner = self._cores.learner.report(dropped_priority_updates=0, save=NEVER_SAVED)
-        self._reporter.update(reports, learner, {})
+        self._reporter.update(reports, learner, {}, self._plan.config.actor.count)
 
     def _evaluate(self) -> None:
         if self._plan.config.evaluator.enabled:

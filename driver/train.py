@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from actors.environments import reading
-from common.endings import EnvironmentFailed, RunEnded
+from common.endings import EnvironmentFailed, HostUnfit, RunEnded
 from common.machine import available_cores
 from driver import ray_session
 from driver.best_weights import BestWeights
@@ -84,7 +84,7 @@ def train(arguments: Sequence[str]) -> int:
         is_over = reason != "interrupted"  # also where somebody would not wait for what follows
     except KeyboardInterrupt:
         reason, code = "forced to stop" if interrupts.requested.is_set() else "interrupted", 130
-    except EnvironmentFailed as failure:
+    except (EnvironmentFailed, HostUnfit) as failure:
         has_learned = reporter and reporter.progress.learner_steps > plan.before.learner_steps
         reason, code = str(failure), 1 if has_learned else 2
         print(f"launch.py: {words_of(failure, plan.folder)}", file=sys.stderr)
@@ -98,7 +98,7 @@ def train(arguments: Sequence[str]) -> int:
             at_last.callback(ray_session.shut_down)
             conclude(plan, reporter, console, reason, time.monotonic() - started_s)
             if code == 2 and not plan.resume_from:
-                plan.folder.retract()  # for who mends the environment and tries again
+                plan.folder.retract()  # for who mends what was refused and tries again
             if not is_over and any(plan.folder.checkpoints.glob("checkpoint_*.pt")):
                 console.note(f"continue with: {resume_command(plan, command)}")
     return code

@@ -54,7 +54,7 @@ class Watch:
         self._workers: dict[WorkerName, _Watched] = {}
 
     def started(self, name: WorkerName, now: float) -> None:
-        """Watch a worker that is being started."""
+        """Watch a worker that is being started: there is a host for it."""
         self._workers[name] = _Watched(alive_s=now)
 
     def forget(self, name: WorkerName) -> None:
@@ -107,6 +107,10 @@ class Watch:
         """Return for how many seconds a worker is silent; 0 for one that is not known."""
         worker = self._workers.get(name)
         return 0.0 if worker is None else now - worker.alive_s
+
+    def has_worked(self, name: WorkerName) -> bool:
+        """Return whether a worker, known or not, ever was at work."""
+        return name in self._workers and self._workers[name].has_answered
 
     def allowed_s(self, name: WorkerName) -> float:
         """Return the seconds of silence that are allowed to a worker as things are."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -13,11 +14,12 @@ import ray
 import torch
 
 from common.config import Config
+from common.endings import HostUnfit
 from common.heartbeat import Alive, Heartbeat
 from common.process import descendants
 from common.reports import LearnerReport
 from common.save_thread import SaveThread
-from common.source import expect_source
+from common.source import Source, expect_source
 from common.types import EnvironmentSpec, Weights
 from learner.assembly import make_learner, make_learner_loop, resolve_device, resolve_threads
 from learner.checkpoint import CheckpointError, CheckpointFolder
@@ -57,7 +59,8 @@ class LearnerProcess:
         incarnation: int,
         is_first: bool,
         neighbours: int,
-        source: str,
+        has_gpu: bool,
+        source: Source,
     ) -> None:
         """Build the learner and restore it.
 
@@ -74,15 +77,22 @@ class LearnerProcess:
           is_first: of this start of the run; one that takes the place of another says from where it
             goes on.
           neighbours: the run's other busy processes on this host.
-          source: the driver's source hash.
+          has_gpu: Ray reserves one for it.
+          source: the driver's.
         """
         expect_source(source, "learner")
         tune_allocator()
         device = resolve_device(config.learner.device)
+        without = "" if torch.cuda.is_available() else f"torch {torch.__version__} can use no GPU"
+        if device.type == "cuda" and without:
+            raise HostUnfit(
+                f"learner on {socket.gethostname()}: --learner.device cuda: {without} here; "
+                "install its CUDA build and NVIDIA's driver, or use auto or cpu"
+            )
         torch.set_num_threads(resolve_threads(config.learner.threads, neighbours))
         self._config, self._spec = config, spec
         self._folder = CheckpointFolder(checkpoints, config.checkpoint.keep)
-        self._said = ""
+        self._said = f", though one is reserved here: {without}" if has_gpu and without else ""
         self._store = store
         self._learner = make_learner(config, spec, device=device, serial=False)
         self._shards = [RayHandle(server, index) for index, server in enumerate(servers)]
@@ -99,9 +109,9 @@ class LearnerProcess:
             raise CheckpointError(f"{resume_from}: is gone, and there is no other checkpoint")
         if sound is not None and not is_first:
             passed_over = "".join(f"; passed over {line}" for line in sound.skipped)
-            self._said = f"; goes on from {sound.path}{passed_over}"
+            self._said += f"; goes on from {sound.path}{passed_over}"
         if sound is None and incarnation > 0:
-            self._said = "; no checkpoint yet: learns anew from the start"
+            self._said += "; no checkpoint yet: learns anew from the start"
         self._updater = PriorityUpdater(
             shards=self._shards, window=_UPDATES_IN_FLIGHT, rows_per_call=ROWS_PER_CALL
         )

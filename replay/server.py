@@ -17,7 +17,7 @@ from common.config import Config
 from common.heartbeat import Alive, Heartbeat
 from common.reports import ReplayReport
 from common.save_thread import SaveThread
-from common.source import expect_source
+from common.source import Source, expect_source
 from common.types import (
     EnvironmentSpec,
     LearnerCounts,
@@ -42,7 +42,7 @@ class ReplayProcess:
         max_bytes: int,
         snapshots: os.PathLike[str] | None,
         before: tuple[int, int],
-        source: str,
+        source: Source,
     ) -> None:
         """Make the shard; it goes on from its newest snapshot, if it has one.
 
@@ -55,7 +55,7 @@ class ReplayProcess:
           snapshots: folder of the shard's snapshots, None for none.
           before: transitions that the shard's dead incarnations accepted since this start of the
             run, and their games.
-          source: the driver's source hash.
+          source: the driver's.
         """
         expect_source(source, f"replay shard {shard}")
         self._shard = make_shard(

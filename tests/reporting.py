@@ -163,6 +163,7 @@ class Stage:
         after_s: float,
         learner: LearnerReport | None = None,
         restarts: dict[str, int] | None = None,
+        playing: int = 1,
     ) -> RunStatus:
         self.now_s += after_s
         report = learner_report() if learner is None else learner
@@ -172,7 +173,8 @@ class Stage:
             index: shard._replace(counts=shard.counts._replace(episodes=self.ended[index]))
             for index, shard in enumerate(shards)
         }
-        self.reporter.update(reports, report, RESTARTS if restarts is None else restarts)
+        restarts = RESTARTS if restarts is None else restarts
+        self.reporter.update(reports, report, restarts, playing)
         return self.statuses[-1]
 
     def scalars(self) -> dict[str, Series]:

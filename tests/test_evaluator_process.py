@@ -13,7 +13,7 @@ from actors.environments import resolve
 from actors.worker import EvaluatorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
-from common.source import source_hash
+from common.source import own_source
 from common.types import Weights, WeightsVersion
 from learner.weight_store import WeightStore
 
@@ -47,7 +47,7 @@ def test_an_evaluator_whose_store_is_dead_evaluates_as_soon_as_there_is_another(
     with pytest.raises(ray.exceptions.RayActorError):
         while True:  # a call right behind the kill may still be answered
             ray.get(dead.latest.remote(), timeout=60.0)
-    evaluator: Any = EvaluatorProcess(CONFIG, SPEC, dead, 0.0, 0, source_hash())
+    evaluator: Any = EvaluatorProcess(CONFIG, SPEC, dead, 0.0, 0, own_source())
     thread = threading.Thread(target=evaluator.run)
     thread.start()
     try:
@@ -62,7 +62,7 @@ def test_an_evaluator_whose_store_is_dead_evaluates_as_soon_as_there_is_another(
 
 
 def test_the_first_evaluation_comes_when_it_is_due_and_not_before() -> None:
-    evaluator: Any = EvaluatorProcess(CONFIG, SPEC, store_with_weights(3), 2.0, 0, source_hash())
+    evaluator: Any = EvaluatorProcess(CONFIG, SPEC, store_with_weights(3), 2.0, 0, own_source())
     thread = threading.Thread(target=evaluator.run)
     started_s = time.monotonic()
     thread.start()

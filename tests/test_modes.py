@@ -27,7 +27,7 @@ from actors.worker import ActorProcess, EvaluatorProcess
 from common.config import AgentConfig, LearnerConfig
 from common.machine import total_memory_bytes
 from common.presets import PRESETS
-from common.source import source_hash
+from common.source import own_source
 from learner import worker as learner_worker
 from learner.learner_loop import LearnerLoop
 from learner.worker import LearnerProcess
@@ -130,7 +130,7 @@ def parts_of_serial(run: Path) -> set[Part]:
 def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
     """Construct what would run inside each Ray process, without Ray."""
     built: set[Part] = set()
-    spec, source, nobody = resolve(CONFIG.env), source_hash(), object()
+    spec, source, nobody = resolve(CONFIG.env), own_source(), object()
     # It would hold for this whole process.
     monkeypatch.setattr(learner_worker, "tune_allocator", lambda: None)
     with parts_of(built):
@@ -139,7 +139,7 @@ def parts_of_ray(run: Path, monkeypatch: pytest.MonkeyPatch) -> set[Part]:
         )
         actor: Any = ActorProcess(CONFIG, spec, [nobody], nobody, 0, 0, source)
         process = LearnerProcess(
-            CONFIG, spec, [nobody], nobody, run / "checkpoints", "", 0, 0, 0, True, 0, source
+            CONFIG, spec, [nobody], nobody, run / "checkpoints", "", 0, 0, 0, True, 0, False, source
         )
         process._prefetcher.close()
         evaluator: Any = EvaluatorProcess(CONFIG, spec, nobody, 0.0, 0, source)

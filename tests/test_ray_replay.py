@@ -19,7 +19,7 @@ from shard_contract import CONFIG, ENVIRONMENT, START, Connect, ShardHandleContr
 
 from actors.worker import WeightsPoller
 from common.config import Config
-from common.source import source_hash
+from common.source import own_source
 from common.types import Batch, EnvironmentSpec, PriorityUpdate, Segment, Weights, WeightsVersion
 from learner.weight_store import WeightStore
 from replay.assembly import make_sampler
@@ -47,7 +47,7 @@ def serve() -> Iterator[Serve]:
 
     def start(config: Config, spec: EnvironmentSpec, shard: int, incarnation: int) -> Any:
         server = ReplayServer.options(num_cpus=0).remote(
-            config, spec, shard, incarnation, config.replay.max_bytes, None, (0, 0), source_hash()
+            config, spec, shard, incarnation, config.replay.max_bytes, None, (0, 0), own_source()
         )
         servers.append(server)
         return server
@@ -172,9 +172,9 @@ def test_a_push_that_does_not_fit_raises_in_the_writer(connect: Connect) -> None
 
 def test_a_replay_process_of_other_code_refuses_to_work() -> None:
     server = ReplayServer.options(num_cpus=0).remote(
-        CONFIG, ENVIRONMENT, 0, 0, 10**6, None, (0, 0), "0" * 16
+        CONFIG, ENVIRONMENT, 0, 0, 10**6, None, (0, 0), {**own_source(), "torch": "1.0"}
     )
-    with pytest.raises(RayActorError, match="runs other code or versions than the driver"):
+    with pytest.raises(RayActorError, match="HostUnfit: replay shard 0 on .* the driver 1.0;"):
         ray.get(server.counts.remote(START), timeout=PATIENCE_S)
 
 

@@ -428,6 +428,16 @@ def test_limiting_stage_is_a_busy_replay_or_whoever_waits_least(
     assert status.limiting_stage == limit
 
 
+def test_learning_never_limits_a_run_in_which_nobody_plays(stage: Stage) -> None:
+    status = stage.update(
+        shard_report(inserts=10),
+        after_s=5.0,
+        learner=learner_report(learner_step=10, phases=phases(step=1.0)),
+        playing=0,
+    )
+    assert status.limiting_stage == "acting (nobody plays)"
+
+
 def test_one_busy_shard_of_two_does_not_limit_the_run(stage: Stage) -> None:
     status = stage.update(
         shard_report(inserts=1, phases=phases(sample=4.9)),

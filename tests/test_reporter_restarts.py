@@ -32,7 +32,7 @@ def book(
 ) -> RunStatus:
     """Book the reports that came in one round, and only those."""
     stage.now_s += after_s
-    stage.reporter.update(shards or {}, learner, restarts or {})
+    stage.reporter.update(shards or {}, learner, restarts or {}, 1)
     return stage.statuses[-1]
 
 

@@ -13,7 +13,7 @@ from snapshotting import assert_same
 from actors.environments import resolve
 from common.packing import pack_segment, unpack_segment
 from common.presets import PRESETS
-from common.source import source_hash
+from common.source import own_source
 from common.types import EpisodeRecord, ObservationSpec, PriorityUpdate, SegmentName
 from replay.assembly import restore
 from replay.server import ReplayProcess
@@ -321,6 +321,6 @@ def test_a_shard_s_process_tells_the_driver(
     config = PRESETS["cartpole"].config
     snapshots = tmp_path / "replay_0" if keeps_snapshots else None
     process = ReplayProcess(
-        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), source_hash()
+        config, resolve(config.env), 0, incarnation, 1 << 30, snapshots, (0, 0), own_source()
     )
     assert process.describe() == expected

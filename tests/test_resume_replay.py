@@ -16,7 +16,7 @@ from actors.environments import resolve
 from common.config import Config
 from common.config_file import load_file
 from common.presets import PRESETS
-from common.source import source_hash
+from common.source import own_source
 from learner import worker as learner_worker
 from learner.worker import LearnerProcess
 
@@ -154,7 +154,7 @@ def test_a_learner_that_died_before_its_first_checkpoint_says_that_it_learns_ane
     nobody: Any = SimpleNamespace()
     process: Any = LearnerProcess(
         config, resolve(config.env), [nobody], nobody, tmp_path, "", 0, 0,
-        incarnation, incarnation == 0, 0, source_hash(),
+        incarnation, incarnation == 0, 0, False, own_source(),
     )  # fmt: skip
     process._prefetcher.close()
     said = process.describe()

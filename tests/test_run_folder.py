@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,10 +20,11 @@ from fakes import begin_run
 
 from common.config import Config
 from common.config_file import load_file
+from common.endings import HostUnfit
 from common.files import UnreadableFile
 from driver import run_folder
 from driver.about import facts
-from driver.run_folder import Result, RunFolder, RunFolderError
+from driver.run_folder import Result, RunFolder, RunFolderError, lasting_runs
 
 
 def tree(folder: Path) -> list[str]:
@@ -249,7 +251,8 @@ def test_lock_is_held_while_its_object_lives_and_until_it_is_let_go(tmp_path: Pa
     folder = RunFolder(tmp_path)
     folder.lock()
     folder.lock()
-    assert (tmp_path / ".lock").read_text() == f"{os.getpid()} {socket.gethostname()}\n"
+    owner = re.escape(f"{os.getpid()} {socket.gethostname()}")
+    assert re.fullmatch(rf"{owner} [0-9a-f]{{32}}\n", (tmp_path / ".lock").read_text())
     with pytest.raises(RunFolderError, match="is in use"):
         RunFolder(tmp_path).expect_unused()
     folder.unlock()
@@ -389,3 +392,46 @@ def test_folder_travels_as_an_absolute_path_and_without_the_lock(
     folder.unlock()
     there.lock()
     there.unlock()
+
+
+# --- other hosts ----------------------------------------------------------------------------------
+
+
+def arrive_elsewhere(folder: RunFolder, path: Path) -> RunFolder:
+    """Return the folder as it arrives on a host that has `path` under the folder's name."""
+    return run_folder._arrive(path, Path("/proc/0/fd/0"), (0, 0), folder._mark)
+
+
+def test_another_host_knows_the_folder_by_its_lock_and_takes_no_other(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.open({})
+    shared = tmp_path / "shared"  # another mount of the same folder has other numbers
+    shutil.copytree(folder.path, shared)
+    assert arrive_elsewhere(folder, shared).path == shared
+    (tmp_path / "empty").mkdir()
+    other = RunFolder(tmp_path / "other")  # as the rest of a run of long ago
+    other.open({})
+    for path in (tmp_path / "empty", tmp_path / "other", tmp_path / "none"):
+        with pytest.raises(HostUnfit, match=re.escape(f"the run folder {path}, in which")) as said:
+            arrive_elsewhere(folder, path)
+        assert socket.gethostname() in str(said.value)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_in_the_folder_of_a_ray_job_goes_home_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert lasting_runs() == Path("runs")
+    job = tmp_path / "session_2026-11-27_04-17-45_425000_41" / "runtime_resources" / "_ray_pkg_1"
+    job.mkdir(parents=True)
+    monkeypatch.chdir(job)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert lasting_runs() == tmp_path / "home" / "runs"
+    (tmp_path / "latest").symlink_to(job)
+    lasts = tmp_path / "home" / "runs" / "a"
+    rule = (
+        f"lies in a folder that Ray removes with its session; must be one that lasts, like {lasts}"
+    )
+    for path in (Path("a"), Path("deep/down/a"), tmp_path / "latest" / "a"):
+        refused(path, rule)
+    RunFolder.for_new_run(tmp_path / "home" / "runs" / "a")

@@ -23,7 +23,7 @@ from actors.policy import EpsilonGreedyPolicy
 from actors.worker import ActorProcess
 from common.networks import build_network, flatten_state
 from common.presets import PRESETS
-from common.source import source_hash
+from common.source import own_source
 from common.types import Weights, WeightsVersion
 from driver.view.events import read_scalars
 from learner.assembly import make_learner
@@ -245,7 +245,7 @@ def test_exploration_follows_agent_steps_while_replay_fills(
 def test_the_schedule_of_epsilon_reaches_an_actor_of_ray() -> None:
     config = PRESETS["seed-pong"].config
     spec, nobody = resolve(config.env), object()
-    actor: Any = ActorProcess(config, spec, [nobody], nobody, 0, 0, source_hash())
+    actor: Any = ActorProcess(config, spec, [nobody], nobody, 0, 0, own_source())
     actor.stop()
     actor.run()  # its environments are made as it begins
     buffer = flatten_state(build_network(config.agent, spec))

@@ -127,8 +127,10 @@ class Stage:
         if self.diary[-1] == "learn":
             self.diary.append("publish")
 
-    def update(self, shards: dict[int, Any], learner: Any, restarts: dict[str, int]) -> None:
-        assert list(shards) == [0] and learner is not None and restarts == {}
+    def update(
+        self, shards: dict[int, Any], learner: Any, restarts: dict[str, int], playing: int
+    ) -> None:
+        assert list(shards) == [0] and learner is not None and restarts == {} and playing > 0
         self.diary.append("report")
 
     def evaluated(self, result: EvaluationResult) -> None:

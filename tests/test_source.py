@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,8 @@ import pytest
 from fakes import made
 
 from common import source
-from common.source import ROOT, expect_source, source_hash
+from common.endings import HostUnfit
+from common.source import ROOT, expect_source, own_source, source_hash
 
 
 @pytest.fixture
@@ -112,16 +114,38 @@ def test_other_minor_version_of_python_changes_the_hash(
 
 
 def test_role_beside_the_same_source_may_run() -> None:
-    expect_source(source_hash(), "actor 3")
+    expect_source(own_source(), "actor 3")
 
 
-def test_role_beside_other_source_is_refused_with_both_hashes_named(checkout: Path) -> None:
-    drivers = source_hash()
-    append(checkout / "common" / "types.py")
-    own = source_hash()
-    assert own != drivers
-    with pytest.raises(RuntimeError, match="^actor 3: runs other code or versions") as caught:
+DIFFERENCES = {
+    "file changed": "common/types.py is not as the driver has it",
+    "file gone": "common/seeding.py is missing",
+    "file added": "this host has common/new.py, the driver does not",
+    "package": "this host has numpy 0.0.1, the driver {numpy}",
+    "Python": "this host has Python 3.99, the driver {python}",
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_role_beside_other_source_is_refused_with_host_and_first_difference(
+    what: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drivers, real = own_source(), metadata.version
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    if what == "file changed":
+        append(checkout / "common" / "types.py")
+    elif what == "package":
+        monkeypatch.setattr(
+            metadata, "version", lambda name: "0.0.1" if name == "numpy" else real(name)
+        )
+    elif what == "Python":
+        monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
+    else:
+        CHANGES[what](checkout)
+    difference = DIFFERENCES[what].format(numpy=real("numpy"), python=python)
+    with pytest.raises(HostUnfit) as caught:
         expect_source(drivers, "actor 3")
-    assert own in str(caught.value)
-    assert drivers in str(caught.value)
-    assert "install the same checkout on every host" in str(caught.value)
+    assert str(caught.value) == (
+        f"actor 3 on {socket.gethostname()}: {difference}; install the same checkout and versions "
+        "on every host"
+    )

@@ -133,6 +133,7 @@ class Reporter:
         self._shards: dict[int, ReplayReport] = {}  # the newest of each
         self._learner: LearnerReport | None = None  # the newest
         self._restarts: Mapping[str, int] = {}
+        self._playing = 0
         self._samples = before.samples  # the newest learner's
         self._samples_since = 0  # by every learner since the start
         self._returns: deque[float] = deque(before.returns, maxlen=RETURN_GAMES)
@@ -174,6 +175,7 @@ class Reporter:
         shards: Mapping[int, ReplayReport],
         learner: LearnerReport | None,
         restarts: Mapping[str, int],
+        playing: int,
     ) -> None:
         """Book one round of reports and show it.
 
@@ -181,8 +183,10 @@ class Reporter:
           shards: reports that came, by shard; each is booked once.
           learner: the learner's newest, None where there is no new one.
           restarts: how often workers of each role were started again.
+          playing: how many actors are at work.
         """
         self._restarts = restarts
+        self._playing = playing
         self._is_unwritten = True
         ended_before = self._totals.episodes
         for index, shard in shards.items():
@@ -295,7 +299,9 @@ class Reporter:
         wall_s, self._scalars_s, self._is_unwritten = now_s - self._scalars_s, now_s, False
         shards = self._shards.values()
         role_shares = {role: merge(parts) for role, parts in self._phases.items()}
-        self._limit = _limiting_stage(role_shares, len(shards), self._learner_step, wall_s)
+        self._limit = "acting (nobody plays)"
+        if self._playing:
+            self._limit = _limiting_stage(role_shares, len(shards), self._learner_step, wall_s)
         inserted_per_s = self._inserted.per_second()
         scalars = {
             ENV_FRAMES_PER_S: inserted_per_s * self._spec.action_repeat_frames,
