@@ -6,6 +6,7 @@ import hashlib
 import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -23,8 +24,11 @@ Source = Mapping[str, str]
 
 def own_source() -> Source:
     """Return what code this process runs: Troop's files, Python's minor version, main packages."""
-    # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
-    found = {name: metadata.version(name).partition("+")[0] for name in VERSIONS}
+    found = {}
+    for name in VERSIONS:
+        with suppress(metadata.PackageNotFoundError):
+            # Without the build's name: a CPU host runs 2.13.0+cpu beside the GPU host's 2.13.0.
+            found[name] = metadata.version(name).partition("+")[0]
     found["Python"] = f"{sys.version_info[0]}.{sys.version_info[1]}"
     files = [ROOT / "launch.py"]
     for folder in ("actors", "common", "driver", "learner", "replay"):
@@ -35,7 +39,7 @@ def own_source() -> Source:
 
 
 def source_hash() -> str:
-    """Return a hash of all that `source` tells."""
+    """Return a hash of all that `own_source` tells."""
     return _hash(repr(sorted(own_source().items())).encode())
 
 
@@ -57,11 +61,13 @@ def expect_source(expected: Source, role: str) -> None:
 def _difference(name: str, ours: str | None, drivers: str | None) -> str:
     if ours == drivers:
         return ""
-    if not name.endswith(".py"):
-        return f"this host has {name} {ours}, the driver {drivers}"
+    if ours is None:
+        return f"{name} is missing"
     if drivers is None:
         return f"this host has {name}, the driver does not"
-    return f"{name} {'is missing' if ours is None else 'is not as the driver has it'}"
+    if name.endswith(".py"):
+        return f"{name} is not as the driver has it"
+    return f"this host has {name} {ours}, the driver {drivers}"
 
 
 def _hash(content: bytes) -> str:

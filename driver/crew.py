@@ -123,7 +123,10 @@ class Crew:
         self._dead.discard(name)
         self._slow.discard(name)
         self._places.pop(name, None)
-        self._unplaced[name] = now_s
+        if self._is_local:  # there is room for everybody
+            self._begin_to_watch(name, now_s)
+        else:
+            self._unplaced[name] = now_s
         if name[0] in _RUNNING:
             self._runs[handle.run.remote()] = name
         if name[0] in _CALLED_BY_OTHERS:
@@ -219,10 +222,14 @@ class Crew:
         if handle is not self.handle(name):
             return
         why = ""
-        if unfit := cause_of(error).partition(f"{HostUnfit.__name__}: ")[2]:
-            if not self._has_played or name[0] not in _ANYWHERE:
-                self._give_up(name, HostUnfit(unfit))
-            for host in set(hosts_of({name: handle}).values()) - self._avoided:
+        can_move = self._has_played and name[0] in _ANYWHERE and not self._is_local
+        unfit = cause_of(error).partition(f"{HostUnfit.__name__}: ")[2]
+        if can_move and _CONSTRUCTOR_FAILED in str(error):
+            unfit = unfit or cause_of(error)  # code so old that it does not even begin
+        if unfit and not can_move:
+            self._give_up(name, RunEnded(unfit) if self._has_played else HostUnfit(unfit))
+        if unfit:
+            for host in set(hosts_of({name: handle}).values()) - {"", *self._avoided}:
                 self._console.note(f"nothing more is started on a host that is not fit: {unfit}")
                 self._avoided.add(host)
                 self._avoid(host)
@@ -289,13 +296,10 @@ class Crew:
         """Begin to watch whoever has a host now; say who waits for one, and each change of that."""
         if self._unplaced:
             found = hosts_of({name: self._handles[name] for name in self._unplaced})
-            self.hosts.update(found.values())
+            self.hosts.update(host for host in found.values() if host)
             for name in found:
                 del self._unplaced[name]
-                self._watch.started(name, now_s)
-                self._ask(name)
-        if self._is_local:
-            return  # there is room for everybody
+                self._begin_to_watch(name, now_s)
         waiting = {n for n, since_s in self._unplaced.items() if now_s - since_s > _WAIT_TOLD_S}
         told = (waiting, self.playing() if waiting else 0)
         if told == self._told or (waiting and now_s - self._told_s < _WAIT_TOLD_S):
@@ -312,6 +316,10 @@ class Crew:
             self._console.note(f"{name[0]} {name[1]} waits for a host with {self._asks(name)}")
         if not waiting:
             self._console.note("every process has found a host")
+
+    def _begin_to_watch(self, name: WorkerName, now_s: float) -> None:
+        self._watch.started(name, now_s)
+        self._ask(name)
 
     def _listen(self) -> None:
         """Take in the answers of those who were asked, and ask who is due."""

@@ -82,16 +82,15 @@ class Evaluations:
     def finish(self, is_interrupted: Callable[[], bool]) -> None:
         """Evaluate the weights the learner ended with, unless somebody interrupts.
 
-        An evaluator that never answered was still starting, and is not waited for.
+        An evaluator that never answered was still starting, or has no host: it is not waited for.
         """
-        evaluator = self._crew.handle(_NAME)
-        if evaluator is None or not self._has_answered:
+        evaluator, runs = self._crew.handle(_NAME), self._crew.runs("evaluator")
+        if evaluator is None or not self._has_answered or not runs:
             return
         self._console.note("last evaluation")
         told = evaluator.finish.remote()
-        runs = self._crew.runs("evaluator")
         deadline_s = time.monotonic() + _LAST_S
-        while not is_interrupted() and runs and not ray.wait(runs, timeout=1.0)[0]:
+        while not is_interrupted() and not ray.wait(runs, timeout=1.0)[0]:
             if time.monotonic() >= deadline_s:
                 self._console.note(f"it takes more than {_LAST_S:.0f} s and is left out")
                 break

@@ -41,12 +41,6 @@ def living_hosts() -> dict[str, Host]:
     }
 
 
-def may_have(resource: str) -> bool:
-    """Return whether a host of the cluster has a resource, or may once the cluster grows."""
-    grown = state.state.get_max_resources_from_cluster_config() or {}
-    return max(cluster_resources().get(resource, 0.0), grown.get(resource, 0.0)) >= 1
-
-
 def hosts_in_words() -> str:
     """Return which hosts there are and what places they have: "head: 4 CPU, 1 learner_host"."""
     return "; ".join(
@@ -67,7 +61,8 @@ def places_of(host: Host) -> list[tuple[str, float]]:
 def hosts_of(handles: Mapping[Any, Any]) -> dict[Any, str]:
     """Return on which host, by Ray's number, each of these processes was begun.
 
-    One for which no host has room is missing, and so is one whose process is yet to be made.
+    One for which no host has room is missing, and so is one whose process is yet to be made. Of one
+    that died before it had a host the number is "".
 
     Args:
       handles: Ray's handles of the processes, by any key.
@@ -75,9 +70,11 @@ def hosts_of(handles: Mapping[Any, Any]) -> dict[Any, str]:
     # One call for all of them. A process that never was has no number of the operating system's.
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     table = state.actors(job_id=job)
-    begun = {number: actor for number, actor in table.items() if actor["Pid"]}
-    return {
-        key: begun[number]["Address"]["NodeID"]
-        for key, handle in handles.items()
-        if (number := handle._actor_id.hex()) in begun
-    }
+    found = {}
+    for key, handle in handles.items():
+        actor = table.get(handle._actor_id.hex(), {"Pid": 0, "State": ""})
+        if actor["Pid"]:
+            found[key] = actor["Address"]["NodeID"]
+        elif actor["State"] == "DEAD":
+            found[key] = ""
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -36,6 +37,8 @@ def lock_file(path: Path) -> tuple[int, str]:
         # Never empty, so that whoever is refused can read whose it is.
         os.pwrite(fd, owner.encode(), 0)
         os.ftruncate(fd, len(owner.encode()))
+        with contextlib.suppress(OSError):
+            os.fsync(fd)  # hosts that share the folder know it by these words
     except BaseException:
         os.close(fd)
         raise

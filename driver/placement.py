@@ -10,7 +10,7 @@ import ray
 
 from common.config import Config
 from common.endings import HostUnfit, RunEnded
-from driver.hosts import cluster_resources, hosts_in_words, may_have
+from driver.hosts import cluster_resources, hosts_in_words
 from driver.supervisor import WorkerName
 
 # So little of a host's mark is taken that it bounds nobody's number.
@@ -34,7 +34,7 @@ class Placement:
 
         Raises:
           RunEnded: torch sees a GPU and Ray does not.
-          HostUnfit: a GPU is asked for, and the cluster neither has one nor would get one.
+          HostUnfit: a GPU is asked for, and the cluster with its host for the learner has none.
         """
         cluster = cluster_resources()
         self._config = config
@@ -48,13 +48,13 @@ class Placement:
                 assert_never(device)
         if is_local and self._cuda and cluster.get("GPU", 0) < 1:
             raise RunEnded("torch sees a CUDA device, but Ray sees no GPU on this machine")
-        if config.learner.device == "cuda" and not is_local and not may_have("GPU"):
+        has_hosts = "learner_host" in cluster  # else one with a GPU may yet be started
+        if config.learner.device == "cuda" and has_hosts and cluster.get("GPU", 0) < 1:
             raise HostUnfit(
                 f"--learner.device cuda: the cluster has no GPU ({hosts_in_words()}); use auto or "
                 "cpu"
             )
         self._cpus = self._cpu_share(cluster.get("CPU", 1.0))
-        has_hosts = "learner_host" in cluster
         self._home = {"learner_host": _A_LITTLE} if has_hosts else {}
         self._away = {"actor_host": _A_LITTLE} if has_hosts or "actor_host" in cluster else {}
         self._unfit: list[str] = []  # numbers of hosts that actors and evaluator must not go to
@@ -85,7 +85,7 @@ class Placement:
         options = self._place(name)
         parts = [f"{options['num_cpus']:g} CPU", f"{options.get('num_gpus', 0):g} GPU"]
         wanted = [part for part in parts if not part.startswith("0 ")]
-        return " and ".join([*wanted, *options.get("resources", self._home)])
+        return " and ".join([*wanted, *options.get("resources", self._home)]) or "room"
 
     def options(self, name: WorkerName) -> dict[str, Any]:
         """Return Ray's options for a process."""

@@ -112,8 +112,8 @@ def make_plan(command: TrainCommand, problems: list[str]) -> Plan:
         else:
             stamp = time.strftime("%Y%m%d-%H%M%S")
             name = "run" if spec is None else spec.name
-            default = lasting_runs() / f"{name}-{config.preset}-{stamp}"
-            folder = RunFolder.for_new_run(command.run_dir or default)
+            named = f"{name}-{config.preset}-{stamp}"
+            folder = RunFolder.for_new_run(command.run_dir or lasting_runs() / named)
         if failure is not None:
             with suppress(OSError):  # what cannot be made cannot be written: the log says so
                 folder.path.mkdir(parents=True, exist_ok=True)

@@ -98,6 +98,7 @@ class RayRun:
         self._kept: dict[str, int] = {}  # incarnations' numbers, as written down
         self._can_keep = True
         self._hosts: dict[str, Host] = {}  # of a cluster, by Ray's number
+        self._looked_up: set[str] = set()  # numbers; one may be gone before its host is known
         self._evaluations = Evaluations(
             crew=self._crew,
             console=console,
@@ -238,7 +239,7 @@ class RayRun:
 
     def _note_hosts(self) -> None:
         """Write down on which of a cluster's hosts the run has processes, as they come."""
-        if self._is_local or self._crew.hosts <= self._hosts.keys():
+        if self._is_local or self._crew.hosts <= self._looked_up:
             return
         known = living_hosts()
         self._hosts |= {number: known[number] for number in self._crew.hosts & known.keys()}
@@ -247,6 +248,7 @@ class RayRun:
         ]
         with suppress(OSError, UnreadableFile):  # of a folder that cannot be written much is said
             self._plan.folder.note_hosts(facts)
+            self._looked_up |= self._crew.hosts
 
     def _count_out(self, name: WorkerName) -> None:
         """Take note that a process is dead."""
@@ -387,10 +389,11 @@ class RayRun:
         self._keep_incarnations()
         deadline_s = time.monotonic() + timeout_s
         last: dict[WorkerName, Any] = {}
-        if learner is not None:
+        # One that was started a moment ago and has no host yet has nothing to save.
+        if learner is not None and (learning := self._crew.runs("learner")):
             learner.stop.remote()
-            last[_LEARNER] = self._crew.runs("learner")[0]
-            ray.wait([last[_LEARNER]], timeout=timeout_s)  # it asks the shards for their counts
+            last[_LEARNER] = learning[0]
+            ray.wait(learning, timeout=timeout_s)  # it asks the shards for their counts
         for name, shard in self._crew.living("replay").items():
             last[name] = shard.finish.remote()
         left_s = max(_LEAST_SAVE_S, deadline_s - time.monotonic())

@@ -157,33 +157,37 @@ class _OwnRay:
 _own: _OwnRay | None = None
 
 
-def _hold_interrupts() -> None:
-    if _own is not None and _own.is_starting:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-
-
-def _let_interrupts_in() -> None:
-    if _own is not None and _own.is_starting:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-
-
 def _leave_group() -> None:
     if _own is not None and _own.is_starting:
         os.setpgrp()
         # A Ctrl-C that came before this line was the driver's, which ends all that it started.
         answer = signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGINT, answer)
-        _let_interrupts_in()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 # Whoever signals the run's process group (a terminal, `timeout`, a batch system) must reach the
 # driver alone: Ray ends at once on SIGTERM, and the learner could not save. Ray has no option for
 # it; it forks in a way that calls these hooks.
-os.register_at_fork(
-    before=_hold_interrupts,
-    after_in_parent=_let_interrupts_in,
-    after_in_child=_leave_group,
-)
+os.register_at_fork(after_in_child=_leave_group)
+
+
+def _uninterrupted(start: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what starts a process; a Ctrl-C meanwhile counts afterwards.
+
+    In the child it would be an exception before that has left the driver's group: a traceback.
+    """
+
+    def start_it(*arguments: Any, **options: Any) -> Any:
+        if _own is None or not _own.is_starting:
+            return start(*arguments, **options)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            return start(*arguments, **options)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    return start_it
 
 
 def _patient(wait: Callable[..., Any]) -> Callable[..., Any]:
@@ -205,6 +209,7 @@ _services: Any = services
 _services.get_node = _patient(services.get_node)
 _node: Any = node
 _node.wait_for_persisted_port = _patient(node.wait_for_persisted_port)
+_services.start_ray_process = _uninterrupted(services.start_ray_process)
 
 
 def _of_use(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -213,14 +218,15 @@ def _of_use(start: Callable[..., Any]) -> Callable[..., Any]:
     def start_if_needed(started: Any, *arguments: Any, **options: Any) -> Any:
         if _own is None or not _own.is_starting or options.get("include_dashboard"):
             return start(started, *arguments, **options)
-        started._webui_url = ""  # of web pages that are not there
+        if "include_dashboard" in options:
+            started._webui_url = ""  # of web pages that are not there
         return None
 
     return start_if_needed
 
 
 # What adds hosts, what sends workers' logs to the driver, and what serves web pages: a third of the
-# time that a start takes. Ray has an option for none of them.
+# time that Ray needs to start. It has an option for none of them.
 _node.Node.start_monitor = _of_use(_node.Node.start_monitor)
 _node.Node.start_log_monitor = _of_use(_node.Node.start_log_monitor)
 _node.Node.start_api_server = _of_use(_node.Node.start_api_server)

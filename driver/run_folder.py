@@ -385,7 +385,9 @@ def lasting_runs() -> Path:
 
 
 def _is_ray_s(path: Path) -> bool:
-    return any(_RAY_SESSION.fullmatch(part) for part in path.resolve().parts)
+    with suppress(OSError):  # a working directory that was removed
+        return any(map(_RAY_SESSION.fullmatch, Path(os.path.realpath(path)).parts))
+    return False
 
 
 def for_shell(path: Path) -> str:
@@ -419,8 +421,9 @@ def _arrive(path: Path, held: Path, identity: tuple[int, int], mark: str) -> Run
             folder._hold(path)
             return folder
     raise HostUnfit(
-        f"the run folder {path}, in which learner and replay save, is not on their host, "
-        f"{socket.gethostname()}; start the command there, or name a folder that both hosts share"
+        f"the run folder {for_shell(path)}, in which learner and replay save, is not on their "
+        f"host, {socket.gethostname()}; start the command there, or name a folder that both hosts "
+        "share"
     )
 
 

@@ -122,6 +122,7 @@ DIFFERENCES = {
     "file gone": "common/seeding.py is missing",
     "file added": "this host has common/new.py, the driver does not",
     "package": "this host has numpy 0.0.1, the driver {numpy}",
+    "package gone": "numpy is missing",
     "Python": "this host has Python 3.99, the driver {python}",
 }
 
@@ -138,6 +139,14 @@ def test_role_beside_other_source_is_refused_with_host_and_first_difference(
         monkeypatch.setattr(
             metadata, "version", lambda name: "0.0.1" if name == "numpy" else real(name)
         )
+    elif what == "package gone":
+
+        def version(name: str) -> str:
+            if name == "numpy":
+                raise metadata.PackageNotFoundError(name)
+            return real(name)
+
+        monkeypatch.setattr(metadata, "version", version)
     elif what == "Python":
         monkeypatch.setattr(sys, "version_info", (3, 99, 0, "final", 0))
     else:
