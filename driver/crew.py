@@ -63,7 +63,7 @@ class Crew:
         *,
         create: Callable[[WorkerName, int], Any],
         asks: Callable[[WorkerName], str],
-        avoid: Callable[[str], None],
+        avoid: Callable[[str], bool],
         on_death: Callable[[WorkerName], None],
         incarnations: Mapping[str, int],
         hang_s: float,
@@ -75,7 +75,8 @@ class Crew:
         Args:
           create: makes the process of a name and an incarnation number; returns its handle.
           asks: says what a process needs of a host.
-          avoid: told the number of a host that nothing more is to be started on.
+          avoid: told the number of a host that nothing more is to be started on; returns whether
+            that is new.
           on_death: told of every death.
           incarnations: as `incarnations` returned before the run was resumed.
           hang_s: silence after which a process counts as hung.
@@ -101,7 +102,6 @@ class Crew:
         self._incarnations: dict[WorkerName, int] = {}
         self._dead: set[WorkerName] = set()
         self.hosts: set[str] = set()  # Ray's numbers of all that a process was ever begun on
-        self._avoided: set[str] = set()  # those that are not fit
         self._unplaced: dict[WorkerName, float] = {}  # who has no host yet, and since when
         # Of whom it was last said that they wait for one, and beside how many actors that play.
         self._told: tuple[set[WorkerName], int] = (set(), 0)
@@ -229,10 +229,9 @@ class Crew:
         if unfit and not can_move:
             self._give_up(name, RunEnded(unfit) if self._has_played else HostUnfit(unfit))
         if unfit:
-            for host in set(hosts_of({name: handle}).values()) - {"", *self._avoided}:
+            host = hosts_of({name: handle}).get(name)
+            if host and self._avoid(host):
                 self._console.note(f"nothing more is started on a host that is not fit: {unfit}")
-                self._avoided.add(host)
-                self._avoid(host)
         elif isinstance(error, EnvironmentFailed):
             if not self._has_played:
                 self._give_up(name, EnvironmentFailed(cause_of(error), error.details))

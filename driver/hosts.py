@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import ray
 from ray._private import state
 
+# Memory, and what Ray keeps account of by resources of its own.
+_NO_PLACE = re.compile("memory$|^node:|_group_|^accelerator_type:")
+
 
 class Host(NamedTuple):
     """One host of the cluster.
@@ -16,7 +19,7 @@ class Host(NamedTuple):
     Fields:
       name: what it calls itself.
       address: its address among the cluster's hosts.
-      resources: what it has in all, e.g. {"CPU": 32.0, "actor_host": 1.0}.
+      resources: what it has in all beside memory, e.g. {"CPU": 32.0, "actor_host": 1.0}.
     """
 
     name: str
@@ -34,7 +37,9 @@ def living_hosts() -> dict[str, Host]:
     """Return the cluster's living hosts by Ray's number of each."""
     return {
         node["NodeID"]: Host(
-            node["NodeManagerHostname"], node["NodeManagerAddress"], dict(node["Resources"])
+            node["NodeManagerHostname"],
+            node["NodeManagerAddress"],
+            {k: n for k, n in sorted(node["Resources"].items()) if not _NO_PLACE.search(k)},
         )
         for node in ray.nodes()  # type: ignore[no-untyped-call]
         if node["Alive"]
@@ -43,19 +48,11 @@ def living_hosts() -> dict[str, Host]:
 
 def hosts_in_words() -> str:
     """Return which hosts there are and what places they have: "head: 4 CPU, 1 learner_host"."""
-    return "; ".join(
-        f"{host.name}: {', '.join(f'{n:g} {name}' for name, n in places_of(host)) or 'nothing'}"
-        for host in living_hosts().values()
-    )
-
-
-def places_of(host: Host) -> list[tuple[str, float]]:
-    """Return what a host offers beside memory, without Ray's own bookkeeping."""
-    return [
-        (name, number)
-        for name, number in sorted(host.resources.items())
-        if not re.search("memory$|^node:|_group_|^accelerator_type:", name)
-    ]
+    found = []
+    for host in living_hosts().values():
+        places = ", ".join(f"{number:g} {name}" for name, number in host.resources.items())
+        found.append(f"{host.name}: {places or 'nothing'}")
+    return "; ".join(found)
 
 
 def hosts_of(handles: Mapping[Any, Any]) -> dict[Any, str]:

@@ -107,13 +107,16 @@ class Placement:
         cpus = self._cpus if asked == "auto" else asked
         return {"num_cpus": cpus, "resources": self._away, **self._elsewhere()}
 
-    def avoid(self, host: str) -> None:
-        """Let no actor and no evaluator go to a host from now on.
+    def avoid(self, host: str) -> bool:
+        """Let no actor and no evaluator go to a host from now on; return whether that is new.
 
         Args:
           host: Ray's number of it.
         """
-        self._unfit.append(host)
+        is_new = host not in self._unfit
+        if is_new:
+            self._unfit.append(host)
+        return is_new
 
     def _home_in_words(self) -> str:
         shards = self._config.replay.shards

@@ -18,7 +18,7 @@ from common.types import Weights
 from driver.crew import Crew, cause_of
 from driver.evaluations import Evaluations
 from driver.goal import ReturnGoal
-from driver.hosts import Host, living_hosts, places_of
+from driver.hosts import Host, living_hosts
 from driver.interrupts import Interrupts
 from driver.placement import Placement
 from driver.plan import Plan
@@ -243,9 +243,7 @@ class RayRun:
             return
         known = living_hosts()
         self._hosts |= {number: known[number] for number in self._crew.hosts & known.keys()}
-        facts: list[Any] = [
-            {**host._asdict(), "resources": dict(places_of(host))} for host in self._hosts.values()
-        ]
+        facts: list[Any] = [host._asdict() for host in self._hosts.values()]
         with suppress(OSError, UnreadableFile):  # of a folder that cannot be written much is said
             self._plan.folder.note_hosts(facts)
             self._looked_up |= self._crew.hosts

@@ -19,6 +19,8 @@ from typing import Any
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
+# For environments of the tests' own, which a run's other processes import, too.
+ON_THE_PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 # Long enough for two cores that somebody else uses too: a start alone may then take a minute.
 PATIENCE_S = 240.0
 # What DESIGN allows from a signal to the last process's end.

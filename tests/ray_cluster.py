@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import psutil
-from launching import title_of
-from unhurried import ON_THE_PATH
+from launching import ON_THE_PATH, title_of
 
 # In a process of its own, since a test's may have joined the session's Ray. Reads {"cpus": ...,
 # "resources": ..., "environment": ...} for each node to add, a number for one to end, and answers

@@ -12,8 +12,8 @@ import numpy as np
 import psutil
 import pytest
 from faulting import FLAGS, ROLES, Job, checkpoints, last_frame, snapshots
-from launching import STOP_S, launch, result_of, started
-from unhurried import GAME, ON_THE_PATH
+from launching import ON_THE_PATH, STOP_S, launch, result_of, started
+from unhurried import GAME
 
 from launch import main
 from learner.checkpoint import CheckpointFolder

@@ -40,7 +40,7 @@ def make_crew(options: Callable[[WorkerName], dict[str, Any]], said: io.StringIO
     return Crew(
         create=create,
         asks=lambda name: "no_such_host",
-        avoid=lambda host: None,
+        avoid=lambda host: False,
         on_death=lambda name: None,
         incarnations={},
         hang_s=1.0,

@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import (
+    ON_THE_PATH,
     ROOT,
     STOP_S,
     Launched,
@@ -26,7 +27,7 @@ from launching import (
     started,
     title_of,
 )
-from unhurried import GAME, ON_THE_PATH
+from unhurried import GAME
 
 from driver import ray_session
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import make_weights
-from launching import ROOT, launch
+from launching import ON_THE_PATH, launch
 from telltale_game import NUM_ACTIONS, TELLTALE, actions_in
 
 from actors import exploration
@@ -77,7 +77,7 @@ def test_epsilon_shown_is_the_share_of_actions_that_explored(
         *f"--total-frames {STEPS} --replay.min-size {2 * STEPS} --seed 1".split(),
         *f"--evaluator.no-enabled --run-dir {run} {FLAGS[schedule]}".split(),
         *["--serial"] * (mode == "serial"),
-        environment={"TELLTALE": str(played), "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        environment={"TELLTALE": str(played), **ON_THE_PATH},
     )
     assert done.returncode == 0, done.stderr
     actions = actions_in(played)

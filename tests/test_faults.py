@@ -25,8 +25,8 @@ from faulting import (
     last_frame,
     snapshots,
 )
-from launching import ROOT, STOP_S, result_of, started
-from unhurried import GAME, ON_THE_PATH
+from launching import ON_THE_PATH, ROOT, STOP_S, result_of, started
+from unhurried import GAME
 
 from driver.view.events import read_scalars
 from driver.view.tags import save_held_tag

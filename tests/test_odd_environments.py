@@ -14,7 +14,7 @@ import numpy as np
 import odd_environments
 import pytest
 import torch
-from launching import ROOT, launch, result_of
+from launching import ON_THE_PATH, launch, result_of
 from odd_environments import BAD_RESETS, BAD_STEP, BAD_STEPS
 
 from actors.environment_calls import EnvironmentCalls
@@ -39,7 +39,6 @@ pytestmark = pytest.mark.usefixtures("torch_is_left_as_it_was")
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 MLP = AgentConfig(network="mlp", hidden=(8,), dueling=False)
-ON_THE_PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 def env_of(name: str, **settings: bool) -> EnvConfig:

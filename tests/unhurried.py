@@ -10,11 +10,9 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.classic_control import CartPoleEnv
-from launching import ROOT
 
 _STEP_S = 0.004
 GAME = "unhurried:Unhurried-v0"
-ON_THE_PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
 
 
 class UnhurriedCartPole(CartPoleEnv):

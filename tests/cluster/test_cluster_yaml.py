@@ -10,10 +10,10 @@ import subprocess
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from cluster_files import Config, read_cluster, replace_in
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from ray.autoscaler._private.aws.config import _create_default_inbound_rules
@@ -29,13 +29,10 @@ HEALTH_CHECKS = (
     "RAY_health_check_failure_threshold",
 )
 
-Config = dict[str, Any]
-
 
 def load() -> Config:
     """Return cluster.yaml as it is."""
-    config: Config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    return config
+    return read_cluster("cluster.yaml")
 
 
 def problems(config: Config) -> list[str]:
@@ -232,16 +229,6 @@ def node(config: Config, name: str) -> Config:
     """Return what a node type asks of EC2."""
     found: Config = config["available_node_types"][name]["node_config"]
     return found
-
-
-def replace_in(key: str, old: str, new: str) -> Callable[[Config], None]:
-    """Return a change of the commands under `key`."""
-
-    def change(config: Config) -> None:
-        assert any(old in command for command in config[key]), f"{old!r} is not in {key}"
-        config[key] = [command.replace(old, new) for command in config[key]]
-
-    return change
 
 
 def open_port(port: int) -> Callable[[Config], None]:

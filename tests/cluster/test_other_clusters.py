@@ -5,14 +5,12 @@ from __future__ import annotations
 import copy
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from cluster_files import Config, read_cluster, replace_in
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-ROOT = Path(__file__).parents[2]
 NAMES = ("local", "gcp")
 
 # What test_cluster_yaml.py holds of cluster.yaml, it so holds of the others: the source and the
@@ -22,14 +20,6 @@ PLACES = {"head": "learner_host", "worker": "actor_host"}
 # What Ray's autoscaler on the head needs to speak to the provider.
 CLIENT = {"local": "", "gcp": " google-api-python-client"}
 
-Config = dict[str, Any]
-
-
-def load(path: str) -> Config:
-    """Return a cluster's configuration as it is."""
-    config: Config = yaml.safe_load((ROOT / path).read_text())
-    return config
-
 
 def problems(name: str, config: Config) -> list[str]:
     """Return everything that is wrong with a cluster configuration, in words."""
@@ -38,7 +28,7 @@ def problems(name: str, config: Config) -> list[str]:
         validate_config(full)  # Ray's schema; node_config is free-form there
     except Exception as error:  # whatever Ray meets: ValidationError, KeyError, an abort of its own
         return [f"Ray refuses it: {type(error).__name__}: {error}"]
-    root = load("cluster.yaml")
+    root = read_cluster("cluster.yaml")
     found = [f"{key} is not as in cluster.yaml" for key in SAME if config.get(key) != root[key]]
     if config["head_setup_commands"] != [
         command.replace(" boto3", CLIENT[name]) for command in root["head_setup_commands"]
@@ -85,12 +75,12 @@ def _problems_of_hosts(full: Config) -> list[str]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_cluster_has_no_problems(name: str) -> None:
-    assert problems(name, load(f"docs/cluster/{name}.yaml")) == []
+    assert problems(name, read_cluster(f"docs/cluster/{name}.yaml")) == []
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_commands_are_bash(name: str) -> None:
-    config = load(f"docs/cluster/{name}.yaml")
+    config = read_cluster(f"docs/cluster/{name}.yaml")
     for key in (key for key in config if key.endswith("_commands")):
         for command in config[key]:
             done = subprocess.run(["bash", "-n", "-c", command], capture_output=True, text=True)
@@ -100,7 +90,7 @@ def test_commands_are_bash(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_file_names_nobody_elses_machines(name: str) -> None:
     """Used as it lies there it must reach nothing: the values are no valid ones of anybody's."""
-    provider = load(f"docs/cluster/{name}.yaml")["provider"]
+    provider = read_cluster(f"docs/cluster/{name}.yaml")["provider"]
     if name == "local":
         # A range that is kept free for documentation (RFC 5737).
         for address in (provider["head_ip"], *provider["worker_ips"]):
@@ -110,7 +100,7 @@ def test_file_names_nobody_elses_machines(name: str) -> None:
 
 
 def test_gcp_scales_actor_hosts_from_none() -> None:
-    full = prepare_config(load("docs/cluster/gcp.yaml"))
+    full = prepare_config(read_cluster("docs/cluster/gcp.yaml"))
     actors = full["available_node_types"]["actors"]
     assert actors["min_workers"] == 0
     assert 0 < actors["max_workers"] <= full["max_workers"]
@@ -120,16 +110,6 @@ def node(config: Config, name: str) -> Config:
     """Return a node type."""
     found: Config = config["available_node_types"][name]
     return found
-
-
-def replace_in(key: str, old: str, new: str) -> Callable[[Config], None]:
-    """Return a change of the commands under `key`."""
-
-    def change(config: Config) -> None:
-        assert any(old in command for command in config[key]), f"{old!r} is not in {key}"
-        config[key] = [command.replace(old, new) for command in config[key]]
-
-    return change
 
 
 TOKEN = "/home/ubuntu/.ray/auth_token"
@@ -169,7 +149,7 @@ KNOWN_BAD = [(name, *bad) for name in NAMES for bad in BAD_IN_BOTH] + [
 def test_known_bad_cluster_is_rejected(
     name: str, change: Callable[[Config], Any], expected: str
 ) -> None:
-    config = load(f"docs/cluster/{name}.yaml")
+    config = read_cluster(f"docs/cluster/{name}.yaml")
     change(config)
     found = problems(name, config)
     assert any(expected in problem for problem in found), found

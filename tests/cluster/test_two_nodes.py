@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import PATIENCE_S, ROOT, STOP_S, launch, result_of, started
+from launching import ON_THE_PATH, PATIENCE_S, ROOT, STOP_S, launch, result_of, started
 from ray_cluster import RayCluster, children, ray_cluster
-from unhurried import GAME, ON_THE_PATH
+from unhurried import GAME
 
 from driver.about import About
 from driver.run_folder import RunFolder
